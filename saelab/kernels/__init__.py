@@ -1,0 +1,26 @@
+"""The sparse linear algebra that training and encoding share.
+
+One idea runs through it: choosing which (token, latent) pairs matter needs every pre-activation,
+but nothing after that does. So the encoder runs in row chunks into one reused buffer
+(`encoding`), a selection keeps the pairs (`selection`), and everything later, forward and
+backward, works on those pairs alone (`pairs`, `functions`). Gradients are exact: pairs that were
+not selected have none.
+
+Each function has a plain dense counterpart in `tests/test_kernels.py` that it is compared with.
+"""
+
+from saelab.kernels.encoding import encode_pairs
+from saelab.kernels.functions import GradientBuffers, sparse_decode, sparse_pre_activations
+from saelab.kernels.pairs import Pairs, pair_products, sum_rows
+from saelab.kernels.selection import top_k
+
+__all__ = [
+    "GradientBuffers",
+    "Pairs",
+    "encode_pairs",
+    "pair_products",
+    "sparse_decode",
+    "sparse_pre_activations",
+    "sum_rows",
+    "top_k",
+]

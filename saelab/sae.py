@@ -1,0 +1,311 @@
+"""SAE: one dictionary class, composed of an encoder, an activation function and a decoder.
+
+    z = (x * scale_in - b_dec) W_enc + b_enc        pre-activations (b_dec only if pre_bias)
+    f = activation(z)                               latents, kept as SparseCodes
+    reconstruction = (f W_dec + b_dec) / scale_out
+
+Row i of W_dec is decoder direction i. Which family of dictionary this is depends on the
+activation function here and on the objective it was trained with, never on another class.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelab.activation_functions import ActivationFunction, TopK, from_json
+from saelab.dictionary_files import read_dictionary, write_dictionary
+from saelab.errors import CheckpointError, ConfigError, ShapeError
+from saelab.kernels import (
+    GradientBuffers,
+    Pairs,
+    encode_pairs,
+    sparse_decode,
+    sparse_pre_activations,
+    sum_rows,
+    top_k,
+)
+from saelab.kernels.encoding import Selected
+from saelab.normalization import Normalization
+from saelab.sparse_codes import SparseCodes
+
+__all__ = ["SAE", "PairForward"]
+
+
+@final
+@dataclass(slots=True, eq=False)
+class PairForward:
+    """One differentiable pass over chosen pairs, all in normalized units."""
+
+    inputs: Float[Tensor, "token d_in"]
+    """What was read, times scale_in."""
+    pairs: Pairs
+    """Which (token, latent) entries were selected."""
+    pre_acts: Float[Tensor, " pair"]
+    """z at those entries."""
+    latents: Float[Tensor, " pair"]
+    """f at those entries."""
+    recons: Float[Tensor, "token d_out"]
+    """f W_dec + b_dec."""
+    auxiliary: tuple[Pairs, Float[Tensor, " auxiliary_pair"]] | None
+    """The strongest dead latents of each token and their pre-activations, if asked for."""
+
+
+@final
+class SAE(nn.Module):
+    """A sparse dictionary of one hook point.
+
+    Args:
+        d_in: Width of the activations it reads.
+        d_sae: Number of latents.
+        activation: Activation function; `TopK(32)` if not given.
+        hook: Hook point it was trained on, in TransformerLens spelling.
+        normalization: Input and output scale; identity if not given (training fits it).
+        pre_bias: Whether b_dec is subtracted from the input.
+        dtype: Type of the weights.
+        seed: Of the random decoder directions; W_enc starts as W_dec transposed.
+        metadata: Anything JSON can hold about where it came from, saved with it.
+
+    Raises:
+        ConfigError: A size is not positive, or the activation function does not fit d_sae.
+
+    >>> sae = SAE(4, 8, TopK(2))
+    >>> codes = sae.encode(torch.eye(4))
+    >>> codes.n_tokens, int(codes.l0().max()) <= 2, sae(torch.eye(4)).shape
+    (4, True, torch.Size([4, 4]))
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        activation: ActivationFunction | None = None,
+        *,
+        hook: str | None = None,
+        normalization: Normalization | None = None,
+        pre_bias: bool = True,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if d_in < 1 or d_sae < 1:
+            raise ConfigError(f"SAE(d_in={d_in}, d_sae={d_sae}): both sizes must be positive.")
+        self.d_in, self.d_out, self.d_sae = d_in, d_in, d_sae
+        self.hook, self.pre_bias, self.seed = hook, pre_bias, seed
+        self.activation = TopK(min(32, d_sae)) if activation is None else activation
+        self.activation.setup(d_sae)
+        self.normalization = normalization or Normalization()
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.randn(d_sae, d_in, generator=generator)
+        directions = (directions / directions.norm(dim=1, keepdim=True)).to(dtype)
+        # Both matrices hold one latent per contiguous row, so gathering a latent is one read;
+        # W_enc is the transposed view that the field's equations use.
+        self.W_enc = nn.Parameter(directions.clone().T)
+        self.b_enc = nn.Parameter(torch.zeros(d_sae, dtype=dtype))
+        self.W_dec = nn.Parameter(directions)
+        self.b_dec = nn.Parameter(torch.zeros(d_in, dtype=dtype))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.W_dec.dtype
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, hook={self.hook!r}"
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> SparseCodes:
+        """Latents of activations, in the order of the rows; leading axes are flattened.
+
+        The codes do not depend on what else is in the batch, and carry no gradient. Latents are
+        in normalized units: divide by `normalization.scale_out` for the length that
+        `W_dec[i]` contributes.
+
+        Raises:
+            ShapeError: The last axis is not d_in wide.
+        """
+        with torch.no_grad():
+            inputs = self._inputs(self._rows(x))
+            ((pairs, pre_acts),) = encode_pairs(
+                inputs, self.W_enc.T, self.b_enc, [self.activation.select]
+            )
+            latents = self.activation.at_pairs(pre_acts, pairs.indices)
+            return SparseCodes.from_pairs(
+                pairs.tokens(), pairs.indices, latents, pairs.n_tokens, self.d_sae
+            )
+
+    def decode(self, codes: SparseCodes | Tensor) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction of latents, in the model's units.
+
+        Args:
+            codes: Sparse codes, or a dense `[..., d_sae]` matrix.
+        """
+        width = codes.d_sae if isinstance(codes, SparseCodes) else codes.shape[-1]
+        if width != self.d_sae:
+            raise ShapeError(f"decode got latents of width {width}; d_sae is {self.d_sae}.")
+        if isinstance(codes, SparseCodes):
+            pairs = Pairs(codes.offsets, codes.indices, self.d_sae)
+            recons = sum_rows(pairs, codes.values.to(self.dtype), self.W_dec) + self.b_dec
+        else:
+            recons = codes.to(self.dtype) @ self.W_dec + self.b_dec
+        return recons / self.normalization.scale_out
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction of activations; differentiable in x and in the weights."""
+        rows = self._rows(x)
+        recons = self.forward_pairs(rows * self.normalization.scale_in).recons
+        recons = recons / self.normalization.scale_out
+        return recons.reshape(*x.shape[:-1], self.d_out).to(x.dtype)
+
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """All pre-activations, densely: for a few tokens at a time."""
+        inputs = self._inputs(self._rows(x))
+        return (inputs @ self.W_enc + self.b_enc).reshape(*x.shape[:-1], self.d_sae)
+
+    def forward_pairs(
+        self,
+        inputs: Float[Tensor, "token d_in"],
+        *,
+        buffers: GradientBuffers | None = None,
+        dead: Tensor | None = None,
+        k_aux: int = 0,
+    ) -> PairForward:
+        """The differentiable pass that training uses, over selected pairs only.
+
+        Args:
+            inputs: Activations times scale_in.
+            buffers: Where weight gradients are written; None returns them through autograd.
+            dead: Mask of dead latents, for AuxK.
+            k_aux: How many of them to select on each token; 0 for none.
+        """
+        b_pre = self.b_dec if self.pre_bias else None
+        centred = inputs - b_pre.detach() if b_pre is not None else inputs
+        selections = [self.activation.select]
+        indices = None if dead is None or k_aux == 0 else dead.nonzero().squeeze(1)
+        if indices is not None and len(indices) > 0:
+            selections.append(lambda pre_acts: self._select_dead(pre_acts, indices, k_aux))
+        found = encode_pairs(centred.detach(), self.W_enc.T, self.b_enc, selections)
+        parts = [
+            (
+                pairs,
+                sparse_pre_activations(
+                    values, centred, self.W_enc, self.b_enc, b_pre, pairs, buffers
+                ),
+            )
+            for pairs, values in found
+        ]
+        pairs, pre_acts = parts[0]
+        latents = self.activation.at_pairs(pre_acts, pairs.indices)
+        recons = sparse_decode(latents, self.W_dec, self.b_dec, pairs, buffers)
+        return PairForward(
+            inputs, pairs, pre_acts, latents, recons, parts[1] if len(parts) > 1 else None
+        )
+
+    def folded(self) -> "SAE":
+        """The same dictionary with its scales inside the weights: every output bit is the same.
+
+        Latents keep their values; normalization becomes the identity.
+        """
+        return SAE._build(self._folded_weights(), {**self.settings(), "normalization": {}})
+
+    def save(self, folder: str | Path) -> None:
+        """Write the dictionary as a folder that SAELens 6 can open too (see dictionary_files).
+
+        Raises:
+            DiskFullError: No room; an older dictionary in the folder may be partly replaced, and
+                `load` then refuses it.
+        """
+        write_dictionary(folder, self._folded_weights(), self.settings())
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "SAE":
+        """Read what `save` wrote: latents and reconstructions are the same to the last bit.
+
+        Raises:
+            CheckpointError: Something is missing, truncated, altered, or of a newer version.
+        """
+        weights, settings = read_dictionary(folder)
+        try:
+            return cls._build(weights, settings).to(device)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{folder} does not hold a complete dictionary: {error}."
+            ) from None
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON can hold it."""
+        return {
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "hook": self.hook,
+            "pre_bias": self.pre_bias,
+            "seed": self.seed,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "activation": self.activation.to_json(),
+            "normalization": self.normalization.to_json(),
+            "metadata": self.metadata,
+        }
+
+    def _folded_weights(self) -> dict[str, Tensor]:
+        scale_in, scale_out = self.normalization.scale_in, self.normalization.scale_out
+        own = {f"activation.{k}": v for k, v in self.activation.state_dict().items()}
+        return {
+            "W_enc": self.W_enc.detach() * scale_in,
+            "b_enc": self.b_enc.detach(),
+            "W_dec": self.W_dec.detach() / scale_out,
+            "b_dec": self.b_dec.detach() / scale_out,
+            **own,
+        }
+
+    @classmethod
+    def _build(cls, weights: dict[str, Tensor], settings: dict[str, Any]) -> "SAE":
+        """A dictionary from folded weights; the settings' normalization is taken out of them."""
+        normalization = Normalization(**settings["normalization"])
+        sae = cls(
+            settings["d_in"],
+            settings["d_sae"],
+            from_json(settings["activation"]),
+            hook=settings["hook"],
+            normalization=normalization,
+            pre_bias=settings["pre_bias"],
+            dtype=getattr(torch, settings["dtype"]),
+            seed=settings["seed"],
+            metadata=settings["metadata"],
+        )
+        scale = {
+            "W_enc": 1 / normalization.scale_in,
+            "W_dec": normalization.scale_out,
+            "b_dec": normalization.scale_out,
+        }
+        sae.load_state_dict({name: w * scale.get(name, 1.0) for name, w in weights.items()})
+        return sae
+
+    def _select_dead(self, pre_acts: Tensor, dead: Tensor, k_aux: int) -> Selected:
+        """The k_aux strongest dead latents of each row that would contribute."""
+        candidates = pre_acts[:, dead]
+        strength, place = top_k(self.activation.strength(candidates), min(k_aux, len(dead)))
+        row, column = (strength > 0).nonzero(as_tuple=True)
+        chosen = place[row, column]
+        return row, dead[chosen], candidates[row, chosen]
+
+    def _rows(self, x: Tensor) -> Float[Tensor, "token d_in"]:
+        if x.ndim == 0 or x.shape[-1] != self.d_in:
+            raise ShapeError(
+                f"The dictionary reads activations of width d_in={self.d_in}"
+                f"{f' from {self.hook}' if self.hook else ''}; got shape {tuple(x.shape)}."
+            )
+        return x.reshape(-1, self.d_in).to(self.device, self.dtype)
+
+    def _inputs(self, rows: Tensor) -> Float[Tensor, "token d_in"]:
+        inputs = rows * self.normalization.scale_in
+        return inputs - self.b_dec if self.pre_bias else inputs

@@ -1,0 +1,92 @@
+"""TrainConfig: how long, how fast and how often, all in tokens."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+from saelab.errors import ConfigError
+from saelab.run_logs import MIRRORS
+
+__all__ = ["TrainConfig"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop's settings; the dictionary and its objective have their own.
+
+    >>> TrainConfig(tokens=1_000_000).steps
+    245
+    """
+
+    tokens: int = 2_000_000
+    """Training budget in tokens; a store with fewer is read again in another order."""
+    batch_size: int = 4096
+    """Tokens per step."""
+    lr: float | None = None
+    """Peak learning rate; None for 1e-3 * sqrt(4608 / d_sae), see docs/training.md."""
+    warmup: float = 0.05
+    """Share of the budget over which the learning rate rises from 0."""
+    decay: float = 0.2
+    """Share of the budget, at its end, over which the learning rate falls to 0."""
+    clip: float | None = 1.0
+    """Largest global gradient norm (after the decoder projection); None for no limit."""
+    center: Literal["geometric_median", "mean", "zero"] = "geometric_median"
+    """Where b_dec starts, measured on a sample of the data."""
+    normalize: bool = True
+    """Fit the dictionary's input scale to the data before the first step."""
+    dead_after_tokens: int | None = None
+    """A latent that fired on none of this many tokens is dead; None for a tenth of the budget,
+    at most 10 million (Gao et al. 2024)."""
+    seed: int = 0
+    """Of the order in which activations are read."""
+    window_tokens: int = 262_144
+    """Activations held in memory and shuffled together."""
+    log_every_tokens: int = 40_960
+    """Tokens between two lines of metrics.jsonl."""
+    checkpoint_every_tokens: int = 1_000_000
+    """Tokens between two checkpoints of a run that has a folder."""
+    mirrors: tuple[str, ...] = ()
+    """Also send metrics to 'tensorboard' or 'wandb'."""
+
+    def __post_init__(self) -> None:
+        positive = ("tokens", "batch_size", "window_tokens", "log_every_tokens")
+        for name in (*positive, "checkpoint_every_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"TrainConfig({name}={getattr(self, name)}) must be positive.")
+        if self.batch_size > self.tokens:
+            raise ConfigError(
+                f"TrainConfig(batch_size={self.batch_size}) is larger than the budget of "
+                f"{self.tokens} tokens: not one step fits."
+            )
+        for name in ("warmup", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"TrainConfig({name}={getattr(self, name)}) is a share of the budget, 0 to 1."
+                )
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"TrainConfig(lr={self.lr}) must be positive.")
+        if unknown := set(self.mirrors) - set(MIRRORS):
+            raise ConfigError(
+                f"TrainConfig(mirrors={self.mirrors}): unknown {sorted(unknown)}; "
+                f"known are {', '.join(MIRRORS)}."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps; the last one may end just past the budget."""
+        return -(-self.tokens // self.batch_size)
+
+    @property
+    def dead_after(self) -> int:
+        """`dead_after_tokens` with its default worked out."""
+        if self.dead_after_tokens is not None:
+            return self.dead_after_tokens
+        return min(10_000_000, max(self.tokens // 10, 10 * self.batch_size))
+
+    def peak_lr(self, d_sae: int) -> float:
+        """`lr` with its default worked out."""
+        return 1e-3 * (4608 / d_sae) ** 0.5 if self.lr is None else self.lr
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field."""
+        return {**asdict(self), "mirrors": list(self.mirrors)}
