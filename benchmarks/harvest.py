@@ -8,7 +8,7 @@ same batches, after one untimed round:
 
     plain           transformers, a hook that keeps the activation and raises: the least there is
     plain + save    the same, then position 0 dropped, cast to bfloat16 and saved in one file
-    saelab store    harvest() to disk: outliers and NaN checked, shards hashed, synced, in a manifest
+    saelab store    harvest() to disk: outliers and NaN checked, shards hashed, synced, listed
     saelab stream   ActivationStore.stream(): the same checks, shuffled batches, nothing stored
     TransformerLens bridge, run_with_cache(names_filter=..., stop_at_layer=...)
 
@@ -17,6 +17,7 @@ ratio is speed relative to "plain" in the same repetition: its median, least and
 """
 
 import argparse
+import contextlib
 import copy
 import shutil
 import statistics
@@ -82,10 +83,8 @@ def plain(module: nn.Module, tokens: Tokens, layer: int, batch: int) -> Tensor:
     try:
         with torch.no_grad():
             for ids in tokens.ids.long().split(batch):
-                try:
+                with contextlib.suppress(_Enough):
                     base(ids, use_cache=False)
-                except _Enough:
-                    pass
     finally:
         handle.remove()
     return torch.cat(found)
@@ -179,9 +178,12 @@ def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Way
     ours = model.activations(tokens.ids[:batch].long(), [hook])[hook]
     assert torch.allclose(ours, truth, rtol=1e-4, atol=1e-4), "saelab reads something else"
     if not arguments.without_transformer_lens:
-        from saelab.models.bridge_model import boot
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-        bridge = boot(copy.deepcopy(module), getattr(model, "tokenizer", None), "bridge")
+        again = copy.deepcopy(module)
+        bridge = build_bridge_from_module(
+            again, architecture="LlamaForCausalLM", hf_config=again.config, tokenizer=None
+        ).eval()
         theirs = with_bridge(bridge, tokens[:batch], layer, batch)
         assert torch.allclose(theirs, truth, rtol=1e-3, atol=1e-3), "the bridge reads other things"
         ways["TransformerLens"] = lambda: with_bridge(bridge, tokens, layer, batch)
@@ -193,9 +195,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", choices=["random", "smollm2"], default="random")
     parser.add_argument("--layer", type=int, default=15, help="block whose output is read (15)")
-    parser.add_argument("--rows", type=int, default=48, help="rows of 128 tokens (48)")
+    parser.add_argument("--rows", type=int, default=32, help="rows of 128 tokens (32)")
     parser.add_argument("--batch", type=int, default=16, help="rows per forward pass (16)")
-    parser.add_argument("--repetitions", type=int, default=5, help="timed repetitions (5)")
+    parser.add_argument("--repetitions", type=int, default=3, help="timed repetitions (3)")
     parser.add_argument("--without-transformer-lens", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

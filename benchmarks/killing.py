@@ -38,8 +38,8 @@ class KillReport:
     """How many data files were in place after each kill: shows that the points differ."""
 
 
-def file_hashes(folder: Path, ignored: Sequence[str] = (".lock",)) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by relative path."""
+def file_hashes(folder: Path, ignored: Sequence[str] = (".lock", "timing.jsonl")) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by relative path; clocks are not compared."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

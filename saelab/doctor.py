@@ -260,7 +260,11 @@ def _packages() -> Iterator[Finding]:
             text = f"{version} is installed, and saelab needs {requirement.specifier}. {command}"
             yield Finding("broken", requirement.name, text)
         found.append(f"{requirement.name} {version}")
-    yield Finding("ok", "packages", f"saelab {metadata.version('saelab')}; {', '.join(found)}")
+    yield Finding("ok", "packages", f"saelab {_version_of_saelab()}; {', '.join(found)}")
+
+
+def _version_of_saelab() -> str:
+    return metadata.version("saelab")
 
 
 def _devices() -> Iterator[Finding]:

@@ -30,6 +30,7 @@ from saelab.files import provenance, read_json, write_bytes
 from saelab.metrics import Reconstruction, ReconstructionMetrics
 from saelab.models import LanguageModel
 from saelab.sae import SAE
+from saelab.same_model import mismatches, require_same_model
 from saelab.store import ActivationStore
 from saelab.tokens import Tokens
 
@@ -62,6 +63,8 @@ class EvaluateConfig:
     outlier_factor: float | None = 4.0
     """Where no store has recorded a limit: positions with a norm above this many times the median
     are excluded. None keeps all."""
+    allow_other_model: bool = False
+    """Measure even on a model with other weights than the dictionary was trained on."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
@@ -239,10 +242,11 @@ def evaluate(
         ConfigError: There is nothing to measure on, or half of it.
         ShapeError: The activations are not as wide as the dictionary.
         DataError: Every token is excluded.
+        ModelError: The dictionary was trained on other weights.
     """
     config = config or EvaluateConfig()
     _check(sae, store, model, tokens)
-    notes: list[str] = []
+    notes = _check_models(sae, model, store, config.allow_other_model)
     if store is not None:
         store = _at_hook(sae, store, notes)
     limit = recorded_norm_limit(store) if store is not None else None
@@ -267,7 +271,6 @@ def evaluate(
             rows_per_batch=config.rows_per_batch,
             progress=progress,
         )
-    notes += _identity_warnings(sae, model, store)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return Evaluation(
@@ -389,27 +392,20 @@ def _data(
     }
 
 
-def _identity_warnings(
-    sae: SAE, model: LanguageModel | None, store: ActivationStore | None
+def _check_models(
+    sae: SAE, model: LanguageModel | None, store: ActivationStore | None, allow_other: bool
 ) -> list[str]:
-    """Whether what was measured is what the dictionary was trained on."""
-    known = sae.metadata.get("model") or {}
-    found: list[tuple[str, Mapping[str, Any]]] = []
-    if model is not None:
-        found.append(("the model given", model.identity.to_json()))
-    if store is not None and store.identity.get("model"):
-        found.append(("the store's model", store.identity["model"]))
-    notes = []
-    for what, identity in found:
-        for name in ("weights", "conventions"):
-            trained, given = known.get(name), identity.get(name)
-            if trained and given and trained != given:
-                notes.append(
-                    f"The dictionary was trained on {known.get('name')} with {name} {trained}; "
-                    f"{what}, {identity.get('name')}, has {name} {given}. The numbers describe a "
-                    "mismatch unless that is intended."
-                )
-    return notes
+    """Refuse a model the dictionary was not trained on, or say so where that was asked for."""
+    given = [None if model is None else model.identity.to_json()]
+    given.append(None if store is None else store.identity.get("model"))
+    if not allow_other:
+        for identity in given:
+            require_same_model(sae, identity)
+    return [
+        f"The model is not the one the dictionary was trained on: {different}."
+        for identity in given
+        for different in mismatches(sae, identity)
+    ]
 
 
 def _one_line(part: Any) -> str:

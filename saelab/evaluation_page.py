@@ -101,8 +101,12 @@ def _panels(one: Reconstruction, geometry: DecoderGeometry | None, signed: bool)
         panels.append(
             Panel(
                 title="How many latents does a token use?",
-                caption=f"Tokens by their number of active latents. Half use at most {middle:,}; "
-                f"the middle 90 % use {low:,} to {high:,}.",
+                caption="Tokens by their number of active latents. "
+                + (
+                    f"Nine in ten use exactly {low:,}."
+                    if low == high
+                    else f"Half use at most {middle:,}; nine in ten use {low:,} to {high:,}."
+                ),
                 figure=plots.count_histogram(
                     one.l0_counts, unit="active latents (L0)", weight="tokens", mean=one.l0
                 ),

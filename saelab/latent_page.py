@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.latent_tails import Tail
@@ -47,25 +47,28 @@ def latent_page(
     words = _Words(strings)
     sources = _Words(dict(enumerate(document_names)))
     strongest = torch.stack([tail.strength[:, 0] for tail in tails]).amax(0)
+    # plain lists: reading a tensor one number at a time would take minutes for a large dictionary
+    tokens = [part.tolist() for part in ids]
+    levels = [_levels(tail.window, strongest).tolist() for tail in tails]
+    rows = [tail.row.tolist() for tail in tails]
+    positions = [tail.position.tolist() for tail in tails]
+    sources_of = [part.tolist() for part in documents]
 
     def encoded(side: int, place: int, rank: int) -> list[Any]:
-        tail = tails[side]
-        return _example(
-            ids[side][place, rank],
-            tail.window[place, rank] / strongest[place],
-            (int(tail.row[place, rank]), int(tail.position[place, rank])),
-            sources(int(documents[side][place, rank])),
-            before,
-            words,
-        )
+        return [
+            rows[side][place][rank],
+            positions[side][place][rank],
+            sources(sources_of[side][place][rank]),
+            *_example(tokens[side][place][rank], levels[side][place][rank], before, words),
+        ]
 
     n_shown, with_examples = _budget(tails, encoded, n_examples, max_bytes)
     examples = [
         [
-            [encoded(side, place, rank) for rank in range(_filled(tail, place, n_shown))]
+            [encoded(side, place, rank) for rank in range(min(n, n_shown))]
             if place in with_examples
             else []
-            for place in range(len(latents))
+            for place, n in enumerate((tail.strength > 0).sum(1).tolist())
         ]
         for side, tail in enumerate(tails)
     ]
@@ -84,10 +87,13 @@ def latent_page(
         **_effect_columns(effects, len(latents), words),
     }
     data["strings"], data["sources"] = words.texts, sources.texts
-    lead = _lead(
-        about, n_tokens, effects_missing, len(latents), len(with_examples), n_shown, len(tails) == 2
+    signed = len(tails) == 2
+    alive = int((torch.stack([tail.count for tail in tails]).sum(0) > 0).sum())
+    body = _body(
+        about,
+        _lead(about, n_tokens, len(latents), signed, effects is not None),
+        _notes(about, effects_missing, n_shown, alive - len(with_examples), signed),
     )
-    body = _body(about, lead)
     title = f"First look at {about['hook']} of {about['model']}"
     return page(title, body, data={"look": data}, scripts=[asset("first_look.js")])
 
@@ -109,27 +115,25 @@ class _Words:
         return self._numbers[key]
 
 
-def _example(
-    ids: Tensor,
-    shares: Tensor,
-    address: tuple[int, int],
-    source: int,
-    before: int,
-    words: _Words,
-) -> list[Any]:
-    """[row, position, source, place of the peak, cut left, cut right, words, levels]."""
-    shown = (ids >= 0).nonzero().squeeze(1).tolist()
-    first, last = shown[0], shown[-1]
-    levels = shares[first : last + 1] * LEVELS
+def _levels(
+    window: Float[Tensor, "latent n window"], strongest: Float[Tensor, " latent"]
+) -> Int[Tensor, "latent n window"]:
+    """Activations as whole shares of the latent's strongest, -LEVELS to LEVELS."""
+    levels = window / strongest.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None] * LEVELS
     # what is not zero must not round to it: the page would call it not active
-    rounded = torch.where(levels.abs() < 1, levels.sign(), levels.round()).long().tolist()
-    tokens = [words(token) for token in ids[first : last + 1].tolist()]
-    cuts = (int(first == 0), int(last == len(ids) - 1))
-    return [*address, source, before - first, *cuts, tokens, rounded]
+    return torch.where(levels.abs() < 1, levels.sign(), levels.round()).long()
 
 
-def _filled(tail: Tail, place: int, most: int) -> int:
-    return int((tail.strength[place, :most] > 0).sum())
+def _example(tokens: list[int], levels: list[int], before: int, words: _Words) -> list[Any]:
+    """[place of the peak, cut left, cut right, words, levels], without what is not shown."""
+    first, last = before, before
+    while first > 0 and tokens[first - 1] >= 0:
+        first -= 1
+    while last + 1 < len(tokens) and tokens[last + 1] >= 0:
+        last += 1
+    shown = slice(first, last + 1)
+    cuts = (int(first == 0), int(last == len(tokens) - 1))
+    return [before - first, *cuts, [words(token) for token in tokens[shown]], levels[shown]]
 
 
 def _budget(
@@ -188,37 +192,46 @@ def _short(values: Tensor) -> list[float]:
 
 
 def _lead(
-    about: Mapping[str, Any],
-    n_tokens: int,
-    effects_missing: str,
-    n_latents: int,
-    n_with_examples: int,
-    n_shown: int,
-    signed: bool,
+    about: Mapping[str, Any], n_tokens: int, n_latents: int, signed: bool, effects: bool
 ) -> str:
-    which = "Every latent" if n_latents == about["d_sae"] else f"{n_latents:,} latents"
-    sentences = [
-        f"{which} of {about['dictionary']}, over {n_tokens:,} tokens of {about['corpus']}: how "
-        "often it fires, the contexts in which it is strongest"
-        + (" on either side of zero" if signed else "")
-        + (
-            ", and the tokens its direction pushes."
-            if not effects_missing
-            else f". Promoted tokens are not known: {effects_missing}"
-        ),
+    which = str(about["dictionary"])
+    if n_latents != about["d_sae"]:
+        which = f"{n_latents:,} of the {which}"
+    sides = ", on either side of zero" if signed else ""
+    pushed = ", and the tokens its direction pushes" if effects else ""
+    return (
+        f"{which}, over {n_tokens:,} tokens of {about['corpus']}: how often each latent fires, the "
+        f"contexts in which it is strongest{sides}{pushed}."
+    )
+
+
+def _notes(
+    about: Mapping[str, Any], effects_missing: str, n_shown: int, left_out: int, signed: bool
+) -> list[str]:
+    notes = [
         str(about["excluded"]),
-        f"A context stays within its document and counts once per latent; {n_shown} are shown of "
-        f"each{' sign' if signed else ''}"
-        + (
-            f", for the {n_with_examples:,} latents that fire most often, to keep this file small."
-            if 0 < n_with_examples < n_latents and n_shown == LEAST_EXAMPLES
-            else "."
-        ),
+        f"A context is one row of text, cut to the document of its peak; it counts once per latent"
+        f"{' and sign' if signed else ''}. Up to {n_shown} contexts of each are in this file.",
+        "Shading is linear in the activation over the latent's own maximum.",
     ]
-    return " ".join(sentences)
+    if left_out:
+        notes.append(
+            f"To keep this file small, the contexts of the {left_out:,} latents that fire least "
+            "often are left out."
+        )
+    if effects_missing:
+        notes.append(f"Promoted tokens are not known: {effects_missing}")
+    else:
+        notes.append(
+            "Promoted and suppressed tokens: the decoder direction through the final norm's gain "
+            "and the unembedding, relative to the vocabulary's mean. What later layers do with it "
+            "is not counted."
+        )
+    return notes
 
 
-def _body(about: Mapping[str, Any], lead: str) -> str:
+def _body(about: Mapping[str, Any], lead: str, notes: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     options = "".join(
         f'<option value="{value}">{name}</option>'
         for value, name in (
@@ -233,9 +246,11 @@ def _body(about: Mapping[str, Any], lead: str) -> str:
         '<main class="look"><header class="top">'
         f'<p class="eyebrow">First look · {escape(str(about["model"]))}</p>'
         f"<h1>{escape(str(about['hook']))}</h1>"
-        f'<p class="lead">{escape(lead)}</p></header>'
+        f'<p class="lead">{escape(lead)}</p>'
+        "<details><summary>What is counted and what is left out</summary>"
+        f"<ul>{items}</ul></details></header>"
         '<section class="browser" aria-label="latents"><div class="filters">'
-        '<input id="search" type="search" placeholder="number, token, or promoted token" '
+        '<input id="search" type="search" placeholder="number or token" '
         'aria-label="search latents" autocomplete="off" spellcheck="false">'
         f'<select id="filter" aria-label="which latents">{options}</select></div>'
         '<div class="scroll"><table class="latents"><thead id="head"></thead>'

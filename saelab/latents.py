@@ -23,6 +23,7 @@ from saelab.latent_tails import Tail, TailCollector, TokenWindow
 from saelab.logit_effects import LogitEffects, logit_effects_of
 from saelab.models import LanguageModel
 from saelab.sae import SAE
+from saelab.same_model import require_same_model
 from saelab.store import ActivationStore
 from saelab.tokens import Tokens
 
@@ -207,7 +208,9 @@ class FirstLook:
         for offset, token in enumerate(self.ids[side][place, rank].tolist()):
             if token >= 0:
                 text = plain(self.strings[token])
-                pieces.append(f"«{text}»" if offset == self.context[0] else text)
+                word = text.lstrip(" ")
+                peak = f"{text[: len(text) - len(word)]}«{word or text}»"
+                pieces.append(peak if offset == self.context[0] else text)
         return "".join(pieces).strip()
 
 
@@ -223,6 +226,7 @@ def look(
     max_tokens: int | None = None,
     rows_per_batch: int = 16,
     outlier_factor: float | None = 4.0,
+    allow_other_model: bool = False,
     progress: Callable[..., None] | None = None,
 ) -> FirstLook:
     """Look at every latent once.
@@ -239,12 +243,16 @@ def look(
         rows_per_batch: Rows in one forward pass.
         outlier_factor: Without a recorded limit: positions with a norm above this many times the
             median of the first batch are excluded. None keeps all.
+        allow_other_model: Look even with other weights than the dictionary was trained on.
         progress: Called with (done, in all, what).
 
     Raises:
         ConfigError: The dictionary has no hook point, or a latent does not exist.
         DataError: Every position is excluded.
+        ModelError: The dictionary was trained on other weights.
     """
+    if not allow_other_model:
+        require_same_model(sae, model.identity.to_json())
     watched = _watched(sae, latents)
     if sae.hook is None:
         raise ConfigError(
@@ -362,13 +370,12 @@ def _strings(
 
 
 def _about(sae: SAE, model: LanguageModel, tokens: Tokens, limit: float | None) -> dict[str, Any]:
-    outliers = f", nor positions whose norm exceeds {limit:,.1f}" if limit is not None else ""
+    outliers = f", positions whose norm exceeds {limit:,.1f}" if limit is not None else ""
     return {
         "model": model.name,
         "hook": sae.hook,
-        "dictionary": f"{sae.activation!r}, {sae.d_sae:,} latents",
+        "dictionary": f"{sae.d_sae:,} latents of {sae.activation!r}",
         "d_sae": sae.d_sae,
         "corpus": str(tokens.corpus.get("name") or "an unnamed corpus"),
-        "excluded": "Never measured: the first position of each row, special tokens and padding"
-        f"{outliers}.",
+        "excluded": f"Left out: the first position of each row, special tokens, padding{outliers}.",
     }

@@ -31,6 +31,7 @@ from saelab.training import Trainer
 __all__ = ["Plan", "disk_of_run", "free_disk", "memory_of_training", "plan"]
 
 _STORED = {"float32": 4, "bfloat16": 2, "float16": 2}
+_COPIES_WHILE_WRITING = 3  # the bytes of each tensor, of the file, and of the file as Python has it
 
 
 @final
@@ -152,8 +153,8 @@ def memory_of_training(
     sampled_from = min(n_tokens, max(2 * sample, 8 * shard))
     fitting = max(
         sampled_from * stored + shard * stored + sample * d_in * 4,
-        # the sample and its scaled copy in float32, its points and their differences in float64
-        sample * d_in * (4 + 4 + 8 + 8),
+        # the sample and its scaled copy in float32; scaled, centred and squared in float64
+        sample * d_in * (4 + 4 + 8 + 8 + 8),
     )
     window = min(n_tokens, training.window_tokens + shard) * stored
     rows = max(16, min(MAX_CHUNK_ROWS, CHUNK_BYTES // (4 * d_sae), training.batch_size))
@@ -162,7 +163,8 @@ def memory_of_training(
         + training.batch_size * d_in * 4 * 6  # inputs, centred, reconstruction, error, gradients
         + training.batch_size * k * 48  # pairs: indices, values, their order by latent
     )
-    checkpoint = 3 * weights + d_in * d_sae * 4  # the serialized state, and W_enc made contiguous
+    # the state serialized, and W_enc made contiguous
+    checkpoint = _COPIES_WHILE_WRITING * 3 * weights + d_in * d_sae * 4
     running = 2 * window + shard * stored + max(step, checkpoint)
     return _bare_process() + 4 * weights + max(fitting, running)
 
@@ -180,9 +182,9 @@ def _sae_bytes(d_in: int, d_sae: int) -> int:
 
 
 def _shards_in_memory(tokens: Tokens, widths: Sequence[int], config: HarvestConfig) -> int:
-    """A shard and its joined copy, and, from the second on, the previous one and its bytes."""
+    """A shard being written, and, where there are several, the beginning of the next one."""
     shard = min(config.tokens_per_shard, tokens.n_tokens)
-    copies = 2 if shard == tokens.n_tokens else 4
+    copies = 1 + _COPIES_WHILE_WRITING + (shard < tokens.n_tokens)
     return copies * shard * sum(widths) * _STORED[config.dtype]
 
 

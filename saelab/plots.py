@@ -37,10 +37,22 @@ SIGNED_SCALE = [
     [0.75, "#f0b073"],
     [1.0, "#c95f06"],
 ]
-_SERIES = [ACCENT, POSITIVE, NEGATIVE, "#8a6fb0", "#6b7280"]
+_SERIES = [POSITIVE, NEGATIVE, "#8a6fb0", "#6b7280"]
 _FONT = 'Inter, "Segoe UI", system-ui, -apple-system, "Helvetica Neue", Arial, sans-serif'
-_LIGHT = {"ink": "#1d2126", "quiet": "#667079", "grid": "#e7e6e1", "surface": "#ffffff"}
-_DARK = {"ink": "#e8e6e1", "quiet": "#98a1a9", "grid": "#2b3036", "surface": "#1a1d21"}
+_LIGHT = {
+    "accent": ACCENT,
+    "ink": "#1d2126",
+    "quiet": "#667079",
+    "grid": "#e7e6e1",
+    "surface": "#ffffff",
+}
+_DARK = {
+    "accent": "#45b3a5",
+    "ink": "#e8e6e1",
+    "quiet": "#98a1a9",
+    "grid": "#2b3036",
+    "surface": "#1a1d21",
+}
 
 
 def template(dark: bool = False) -> dict[str, Any]:
@@ -58,10 +70,10 @@ def template(dark: bool = False) -> dict[str, Any]:
     return {
         "layout": {
             "font": {"family": _FONT, "size": 13, "color": shade["ink"]},
-            "colorway": _SERIES,
+            "colorway": [shade["accent"], *_SERIES],
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
-            "margin": {"l": 60, "r": 18, "t": 16, "b": 48},
+            "margin": {"l": 60, "r": 40, "t": 26, "b": 48},
             "xaxis": {**axis, "showgrid": False, "showline": True},
             "yaxis": axis,
             "bargap": 0.08,
@@ -96,7 +108,6 @@ def density_figure(edges: Sequence[float], counts: Sequence[int], n_tokens: int)
             x=middles,
             y=list(counts),
             width=[0.92 * width for width in widths],
-            marker_color=ACCENT,
             customdata=names,
             hovertemplate="about %{customdata}<br>%{y:,} latents<extra></extra>",
         )
@@ -106,9 +117,10 @@ def density_figure(edges: Sequence[float], counts: Sequence[int], n_tokens: int)
         tickvals=list(decades),
         ticktext=["every token" if d == 0 else f"1 in {10**-d:,}" for d in decades],
         title=f"density, share of {n_tokens:,} tokens (log scale)",
-        range=[edges[0], 0.02],
+        range=[edges[0], 0.05],
+        ticklabeloverflow="allow",
     )
-    figure.update_yaxes(title="latents")
+    figure.update_yaxes(title="latents", tickformat=",")
     return _finished(figure)
 
 
@@ -134,17 +146,16 @@ def count_histogram(
             x=[low + (step - 1) / 2 for low in first],
             y=sums,
             width=0.92 * step,
-            marker_color=ACCENT,
             customdata=names,
             hovertemplate="%{customdata} " + unit + "<br>%{y:,} " + weight + "<extra></extra>",
         )
     )
     figure.update_xaxes(title=unit, rangemode="tozero")
-    figure.update_yaxes(title=weight)
+    figure.update_yaxes(title=weight, tickformat=",")
     if mean is not None:
         figure.add_vline(x=mean, line_dash="dot")
         figure.add_annotation(
-            x=mean, y=1, yref="paper", text=f" mean {mean:.1f}", showarrow=False, xanchor="left"
+            x=mean, y=1, yref="paper", text=f"mean {mean:.1f}", showarrow=False, yanchor="bottom"
         )
     return _finished(figure)
 
@@ -169,7 +180,7 @@ def neighbor_figure(cosines: Sequence[float], n_bins: int = 40) -> "Figure":
     figure.update_xaxes(
         title="cosine with the nearest other decoder direction", range=[-1.02, 1.02]
     )
-    figure.update_yaxes(title="latents")
+    figure.update_yaxes(title="latents", tickformat=",")
     return _finished(figure)
 
 
@@ -211,7 +222,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
             x=[row["tokens"] for row in rows],
             y=[row[key] for row in rows],
             mode="lines",
-            line={"width": 2, "color": ACCENT},
+            line={"width": 2},
             hovertemplate="%{x:,} tokens<br>%{y:.4g}<extra>" + key + "</extra>",
             row=place,
             col=1,

@@ -1,7 +1,8 @@
 """What a run writes while it trains: one JSON object a line, always, and mirrors when asked.
 
 metrics.jsonl holds numbers (one line every so many tokens), events.jsonl what happened and
-deserves attention. TensorBoard and wandb are imported only when a run names them.
+deserves attention, timing.jsonl the seconds of training up to a step. Only the last differs between
+two runs of the same work. TensorBoard and wandb are imported only when a run names them.
 """
 
 import importlib
@@ -21,7 +22,7 @@ MIRRORS = ("tensorboard", "wandb")
 
 @final
 class RunLog:
-    """The two logs of one run folder.
+    """The logs of one run folder.
 
     Args:
         folder: The run folder; None keeps the rows in memory only.
@@ -37,19 +38,26 @@ class RunLog:
         self._mirrors = [_open_mirror(name, folder) for name in mirrors]
         self.metrics: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
-        for name in ("metrics", "events"):
+        self.timing: list[dict[str, Any]] = []
+        for name in ("metrics", "events", "timing"):
             rows = self._kept(name, resume_step)
             setattr(self, name, rows)
             if folder is not None:
                 text = "".join(json.dumps(row) + "\n" for row in rows)
                 write_bytes(folder / f"{name}.jsonl", text.encode())
 
-    def metric(self, row: dict[str, Any]) -> None:
-        """Add one line of numbers; it has a `step`."""
+    def metric(self, row: dict[str, Any], seconds: float) -> None:
+        """Add one line of numbers; it has a `step`. `seconds` is the training time so far."""
         self.metrics.append(row)
         self._append("metrics", row)
+        self.time(row["step"], seconds)
         for mirror in self._mirrors:
             mirror.log(row, row["step"])
+
+    def time(self, step: int, seconds: float) -> None:
+        """Note how long training has taken up to a step."""
+        self.timing.append({"step": step, "seconds": round(seconds, 3)})
+        self._append("timing", self.timing[-1])
 
     def event(self, row: dict[str, Any]) -> None:
         """Add one thing that happened; it has a `step`, a `kind` and a `message`."""

@@ -141,7 +141,6 @@ class Trainer:
             **row,
             "dead_share": dead.float().mean().item(),
             "lr": lr,
-            "seconds": self.seconds,
         }
 
     def run(self, progress: Progress | None = None) -> TrainResult:
@@ -151,12 +150,14 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM asked to stop; a checkpoint was written.
         """
         config = self.config
+        for doubt in self.store.warnings(config.batch_size, config.window_tokens):
+            self._watch.say("window", self.steps_done, doubt)
         with StopRequest() as stop:
             while not self.finished:
                 before = self.tokens_done
                 row = self.step()
                 if _crossed(before, self.tokens_done, config.log_every_tokens) or self.finished:
-                    self.log.metric(row)
+                    self.log.metric(row, self.seconds)
                     self._watch.look(row)
                 if progress is not None:
                     note = f"fvu {row['fvu']:.3f}, l0 {row['l0']:.1f}, dead {row['dead_share']:.1%}"
@@ -179,9 +180,9 @@ class Trainer:
         state = {
             "cursor": self.cursor,
             "variance": self.variance,
-            "seconds": self.seconds,
             "normalization": self.sae.normalization.to_json(),
         }
+        self.log.time(self.steps_done, self.seconds)
         write_checkpoint(self.folder / "checkpoints", self.steps_done, tensors, state)
 
     def _next_batch(self) -> Batch:
@@ -268,7 +269,7 @@ class Trainer:
             )
             self.since_fired.copy_(tensors["since_fired"])
             self.steps_done, self.cursor = state["step"], state["cursor"]
-            self.variance, self.seconds = state["variance"], state["seconds"]
+            self.variance = state["variance"]
             self.sae.normalization = type(self.sae.normalization)(**state["normalization"])
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(

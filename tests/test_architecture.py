@@ -36,6 +36,7 @@ LAYERS = (
     "initialization",
     "watch",
     "training",
+    "same_model",
     "fidelity",
     "plots",
     "report",

@@ -158,7 +158,6 @@ def test_export_names_the_formats_there_are(
 
 def test_plan_agrees_with_the_disk_that_was_used(
     harvested: Path,
-    trained: Path,
     tiny_model_folder: Path,
     tiny_text_file: Path,
     capsys: pytest.CaptureFixture[str],
@@ -251,9 +250,7 @@ def test_doctor_looks_at_the_installation(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(
-    verb: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([verb, "--help"])
     said = capsys.readouterr().out
@@ -387,7 +384,8 @@ def test_flags_read_every_type_of_field() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--count", "1.5"], ["--count", "1", "--either", "x"], ["--count", "1", "--kind", "c"]]
+    "words",
+    [["--count", "1.5"], ["--count", "1", "--either", "x"], ["--count", "1", "--kind", "c"]],
 )
 def test_flags_refuse_a_value_of_another_type(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="invalid"):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -6,9 +7,10 @@ import torch
 
 from saelab.activation_functions import ActivationFunction, TopK
 from saelab.decoder_geometry import decoder_geometry, nearest_decoder_directions
-from saelab.errors import CheckpointError, ConfigError, ShapeError
+from saelab.errors import CheckpointError, ConfigError, ModelError, ShapeError
 from saelab.evaluation import EvaluateConfig, Evaluation, evaluate
 from saelab.fidelity import edited_positions, loss_effects, scored_predictions
+from saelab.latents import look
 from saelab.metrics import ReconstructionMetrics
 from saelab.sae import SAE
 from saelab.store import ActivationStore
@@ -245,13 +247,17 @@ def test_norm_outliers_are_left_out_of_every_number(model):
     assert found.reconstruction.n_tokens == found.losses.n_edited == expected
 
 
-def test_a_model_with_other_weights_is_warned_about(model):
+def test_a_model_with_other_weights_is_refused_unless_asked_for(model):
     sae = random_sae()
     sae.metadata["model"] = {**model.identity.to_json(), "weights": "sha256:other"}
-    with pytest.warns(UserWarning, match="with weights sha256:other"):
-        found = evaluate(sae, model=model, tokens=some_tokens(), config=CONFIG)
+    with pytest.raises(ModelError, match=r"with weights sha256:other .*Load the model it was"):
+        evaluate(sae, model=model, tokens=some_tokens(), config=CONFIG)
+    with pytest.raises(ModelError, match="with weights sha256:other"):
+        look(sae, model, some_tokens())
+    config = dataclasses.replace(CONFIG, allow_other_model=True)
+    with pytest.warns(UserWarning, match=r"not the one .*sha256:other"):
+        found = evaluate(sae, model=model, tokens=some_tokens(), config=config)
     assert len(found.warnings) == 1
-    assert "sha256:other" in found.warnings[0]
 
 
 def test_the_same_model_is_not_warned_about(model):

@@ -175,6 +175,18 @@ def test_a_second_process_on_one_folder_is_refused(whole: Path, tmp_path: Path) 
     assert contents(folder) == contents(whole)
 
 
+def test_continuing_with_other_threads_warns_that_bits_may_differ(tmp_path: Path) -> None:
+    model, tokens, threads = tiny_model(), rows_of_tokens(), torch.get_num_threads()
+    with pytest.raises(Interrupted):
+        harvest(model, tokens, HOOKS, tmp_path, **SMALL, progress=stop_after(3))
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.warns(UserWarning, match="the rest may differ in its last bits"):
+            harvest(model, tokens, HOOKS, tmp_path, **SMALL)
+    finally:
+        torch.set_num_threads(threads)
+
+
 # --- continuing and appending ----------------------------------------------------------------
 
 

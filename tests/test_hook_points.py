@@ -170,7 +170,7 @@ def families() -> list:
     return [
         (t.Qwen2Config(num_key_value_heads=1, **small), t.Qwen2ForCausalLM),
         (t.Olmo2Config(num_key_value_heads=1, **small), t.Olmo2ForCausalLM),
-        (t.PhiConfig(**small, partial_rotary_factor=0.5), t.PhiForCausalLM),
+        (t.PhiConfig(**small), t.PhiForCausalLM),
         (t.CohereConfig(**small), t.CohereForCausalLM),
         (t.BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2), t.BloomForCausalLM),
         (

@@ -42,7 +42,8 @@ def dense_of(pairs: Pairs, mask: torch.Tensor, values: torch.Tensor) -> torch.Te
 
 
 @pytest.mark.parametrize(
-    ("columns", "k"), [(8, 3), (100, 100), (2048, 1), (4608, 32), (9216, 32), (9216, 200), (3001, 7)]
+    ("columns", "k"),
+    [(8, 3), (100, 100), (2048, 1), (4608, 32), (9216, 32), (9216, 200), (3001, 7)],
 )
 def test_top_k_returns_exactly_the_values_of_a_full_sort(columns, k):
     x = torch.randn(13, columns, generator=torch.Generator().manual_seed(k))

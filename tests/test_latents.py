@@ -141,7 +141,7 @@ def test_a_planted_latent_is_found_where_it_was_planted():
     tail = collected(dense, n=3)
     assert listed(tail, 2) == [(5.0, 1, 3), (1.0, 0, 2)]
     assert tail.row[2].tolist() == [1, 0, -1]
-    assert tail.window[2, 0].tolist() == [0, 4, 0, 5, 0]
+    assert tail.window[2, 0].tolist() == [4, 0, 5, 0, 0]
     assert tail.count.tolist() == [0, 0, 3]
 
 

@@ -15,6 +15,7 @@ from saelab.models.default_model import (
     converted_gguf,
     default_model_file,
 )
+from saelab.models.text import _byte_escapes
 from tests.tiny_models import (
     TinyPlainModel,
     random_tokens,
@@ -90,18 +91,19 @@ def test_hook_z_times_W_O_is_the_attention_output():
     llama, gpt2 = tiny_llama(), tiny_gpt2()
     names = ["blocks.2.attn.hook_z", "blocks.2.hook_attn_out"]
     z, out = load_model(llama).activations(random_tokens(), names).values()
-    W_O = llama.get_submodule("model.layers.2.self_attn.o_proj").weight.detach()  # [out, in]
+    W_O = llama.get_parameter("model.layers.2.self_attn.o_proj.weight").detach()  # [out, in]
     torch.testing.assert_close(z @ W_O.T, out, **CLOSE)
     z, out = load_model(gpt2).activations(random_tokens(), names).values()
-    projection = gpt2.get_submodule("transformer.h.2.attn.c_proj")  # Conv1D keeps [in, out]
-    torch.testing.assert_close(z @ projection.weight.detach(), out - projection.bias.detach())
+    W_O = gpt2.get_parameter("transformer.h.2.attn.c_proj.weight").detach()  # Conv1D: [in, out]
+    bias = gpt2.get_parameter("transformer.h.2.attn.c_proj.bias").detach()
+    torch.testing.assert_close(z @ W_O, out - bias, **CLOSE)
 
 
 def test_mlp_post_times_W_out_is_the_mlp_output():
     llama = tiny_llama()
     names = ["blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out"]
     post, out = load_model(llama).activations(random_tokens(), names).values()
-    W_out = llama.get_submodule("model.layers.0.mlp.down_proj").weight.detach()
+    W_out = llama.get_parameter("model.layers.0.mlp.down_proj.weight").detach()
     torch.testing.assert_close(post @ W_out.T, out, **CLOSE)
 
 
@@ -156,7 +158,9 @@ def test_reading_leaves_no_hook_and_no_gradient_behind(model):
     assert torch.equal(model.logits(random_tokens()), before)
 
 
-def test_padding_on_the_right_changes_no_real_token(model):
+@pytest.mark.parametrize("kind", ["plain", "bridge"])
+def test_padding_on_the_right_changes_no_real_token(kind):
+    model = load_model(tiny_gpt2()) if kind == "plain" else booted(tiny_gpt2)
     tokens = random_tokens(rows=2, length=8)
     mask = torch.tensor([[True] * 8, [True] * 5 + [False] * 3])
     name = "blocks.2.hook_resid_post"
@@ -281,6 +285,7 @@ def test_text_round_trips_and_gets_no_special_token(model):
 def test_token_strings_keep_spaces_and_show_parts_of_characters_as_bytes(model):
     assert model.token_strings(model.encode("a b")) == ["a", " ", "b"]
     assert model.token_strings(model.encode("é")) == ["\\xc3", "\\xa9"]
+    assert _byte_escapes("\u0120\u00e6") == " \\xe6"  # how GPT-2 writes a space and a byte
 
 
 def test_without_a_tokenizer_token_ids_stand_for_text():
@@ -317,6 +322,14 @@ def test_the_bos_is_the_tokenizers_unless_told_otherwise():
     assert none.bos_token_id is None
     assert none.special_token_ids == {0}  # the tokenizer still marks it
     assert load_model(TinyPlainModel()).bos_token_id is None
+
+
+def test_a_special_token_beyond_the_model_is_allowed():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    model = load_model(tiny_llama(), tokenizer=tokenizer)
+    assert model.special_token_ids == {0, 257}
+    assert model.d_vocab == 257
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError, ShapeError, StoreError
+from saelab.errors import ConfigError, CorpusError, DataError, ShapeError, StoreError
 from saelab.harvesting import harvest
 from saelab.store import ActivationStore, HarvestConfig, estimate_bytes
 from saelab.store.mixing import expected_distinct
+from saelab.store.serving import serve
+from saelab.store.shuffling import load_ahead
 from tests.harvest_cases import HOOKS, SMALL, contents, rows_of_tokens, tiny_model
 
 KINDS = ["memory", "folder", "stream"]
@@ -146,6 +149,23 @@ def test_taking_the_first_tokens_keeps_whole_chunks(store: ActivationStore) -> N
 def test_impossible_requests_are_refused_at_once(store: ActivationStore, call, message) -> None:
     with pytest.raises(ConfigError, match=message):
         call(store)
+
+
+def test_at_most_two_windows_are_in_memory() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def load(size: int) -> tuple[dict[str, Tensor], Tensor]:
+        nonlocal most
+        x = torch.zeros(size, 2)
+        alive.append(weakref.ref(x))
+        most = max(most, sum(one() is not None for one in alive))
+        return {"a": x}, torch.arange(size)
+
+    loaded = load_ahead(itertools.repeat(10), load, in_background=True)
+    list(itertools.islice(serve(loaded, 7, 0), 40))
+    assert len(alive) >= 28
+    assert most <= 2
 
 
 # --- what is stored --------------------------------------------------------------------------
@@ -290,6 +310,15 @@ def test_something_else_in_a_shard_s_place_is_refused(copied: Path) -> None:
     shard(copied).write_bytes(b"\xff" * shard(copied).stat().st_size)
     with pytest.raises(StoreError, match="was altered after it was written"):
         read_all(copied)
+
+
+def test_altered_tokens_are_found(copied: Path) -> None:
+    path = copied / "tokens" / "00000" / "tokens.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorpusError, match=r"tokens.safetensors is not the file that was written"):
+        ActivationStore.open(copied).verify()
 
 
 def test_a_missing_manifest_is_named(copied: Path) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.kill_training import kill_trainings
 from saelab.activation_functions import ReLU, TopK
 from saelab.checkpoints import latest_checkpoint
 from saelab.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    DiskFullError,
     FolderBusyError,
     Interrupted,
 )
@@ -133,7 +133,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
         pass
 
     def stop_at(limit):
-        def progress(done, total, note):
+        def progress(done, *_):
             if done >= limit:
                 raise Stop
 
@@ -146,6 +146,12 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     assert same(weights(straight), weights(resumed.sae))
     assert straight.normalization == resumed.sae.normalization
     assert [row["step"] for row in resumed.metrics] == list(range(10, 101, 10))
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_files(tmp_path):
+    report = kill_trainings(tmp_path, kills=3)
+    assert report.kills == 3
+    assert report.differences == []
 
 
 def test_running_a_finished_run_again_changes_nothing(tmp_path):
@@ -192,7 +198,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
 
 
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
-    def progress(done, total, note):
+    def progress(done, *_):
         if done == 640:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -238,7 +244,7 @@ except DiskFullError as error:
     sae = small_sae()
     limit = replace(SMALL, checkpoint_every_tokens=1600)
 
-    def stop(done, total, note):
+    def stop(done, *_):
         if done > 1600:
             raise KeyboardInterrupt
 
@@ -259,6 +265,12 @@ def test_many_dead_latents_are_warned_about_once():
     with pytest.warns(UserWarning, match="of the latents fired on none of the last 64 tokens"):
         result = train(SAE(16, 2000, TopK(2)), small_store(), config)
     assert [event["kind"] for event in result.events].count("dead") == 1
+
+
+def test_a_shuffle_window_that_is_too_small_is_warned_about():
+    with pytest.warns(UserWarning, match=r"shuffle window \(100 tokens\) is too small"):
+        result = train(small_sae(), small_store(), replace(SMALL, window_tokens=100))
+    assert [event["kind"] for event in result.events] == ["window"]
 
 
 def test_too_few_active_latents_are_warned_about():

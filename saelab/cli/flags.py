@@ -100,8 +100,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         if word == "--":
             break
         if flag.startswith("--") and flag not in known:
-            near = difflib.get_close_matches(flag, known, n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{parser.prog} has no flag {flag}.{hint} See: {parser.prog} --help")
     return parser.parse_args(argv)
 

@@ -1,6 +1,8 @@
 """Verbs for a first day: the whole job once (`quickstart`), and is all well? (`doctor`)."""
 
 import argparse
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,13 +70,23 @@ def _report(result: QuickstartResult, config: QuickstartConfig) -> None:
     for page in result.pages:
         say(f"  {page}")
     say("Next:")
-    say(f"  saelab evaluate {result.run} --max-loss-tokens 8192")
+    saelab = _command()
+    say(f"  {saelab} evaluate {result.run} --max-loss-tokens 8192")
     say(
-        f"  saelab train {result.folder / 'activations'} --out {result.folder / 'wider'} "
+        f"  {saelab} train {result.folder / 'activations'} --out {result.folder / 'wider'} "
         f"--d-sae {2 * config.d_sae} --tokens 3_000_000"
     )
-    say(f"  saelab export {result.run} --format saelens --out {result.folder / 'saelens'}")
-    say(f"  saelab doctor {result.folder}")
+    say(f"  {saelab} export {result.run} --format saelens --out {result.folder / 'saelens'}")
+    say(f"  {saelab} doctor {result.folder}")
+
+
+def _command() -> str:
+    """How saelab is called from here: by its path where its folder is not on the PATH."""
+    called = Path(sys.argv[0])
+    if called.name != "saelab" or shutil.which("saelab"):
+        return "saelab"
+    here = Path.cwd()
+    return str(called.relative_to(here) if called.is_relative_to(here) else called)
 
 
 QUICKSTART = Verb(

@@ -253,7 +253,10 @@ class HookedModel(ABC):
     def _check_fit(self) -> None:
         ids = [self.bos_token_id] if self.bos_token_id is not None else []
         if self.tokenizer is not None:
-            ids += [max(self.tokenizer.get_vocab().values(), default=0)]
+            # Special tokens may lie beyond the model: Gemma 3's image mark, in its text model.
+            ids += [
+                i for i in self.tokenizer.get_vocab().values() if i not in self.special_token_ids
+            ]
         if ids and max(ids) >= self.d_vocab:
             raise ModelError(
                 f"The tokenizer or BOS of {self.name} has token id {max(ids)}, but the model knows "

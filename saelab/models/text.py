@@ -23,10 +23,12 @@ class TextCodec:
         self._strings: dict[int, str] = {}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, with no special token added."""
+        """Token ids, with no special token added; one spelled out in the text is plain text."""
         if self.tokenizer is not None:
             # A long text is no mistake here, whatever the tokenizer would say of its length.
-            return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            return self.tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )
         if not re.fullmatch(rf"[\d\s,{_OPEN}{_CLOSE}]*", text):
             raise ModelError(
                 f"{self.model_name} has no tokenizer, so text must be token ids such as '5 17'; "
@@ -90,9 +92,11 @@ def special_ids(tokenizer: Any | None, bos_token_id: int | None) -> frozenset[in
 
 
 def _byte_escapes(piece: str) -> str:
-    """A byte-level vocabulary entry as escaped bytes; empty if it is not one."""
-    values = [_BYTE_OF.get(character) for character in piece]
-    return "" if None in values else "".join(f"\\x{value:02x}" for value in values)
+    """A byte-level vocabulary entry, bytes beyond ASCII escaped; empty if it is none."""
+    if any(character not in _BYTE_OF for character in piece):
+        return ""
+    values = [_BYTE_OF[character] for character in piece]
+    return "".join(chr(value) if value < 128 else f"\\x{value:02x}" for value in values)
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -149,7 +149,7 @@
     const tallest = Math.log1p(Math.max(1, ...tails.flatMap((t) => look.histogram[t][i])));
     const zero = look.signed ? W / 2 : 0;
     const scale = (look.signed ? W / 2 : W) / range;
-    const picture = svg("svg", { class: "histogram", viewBox: `0 0 ${W} ${H}`, role: "img" });
+    const picture = svg("svg", { class: "histogram", viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "xMinYMid", role: "img" });
     picture.append(svg("title", {}, "Tokens per activation"));
     for (const t of tails) {
       const counts = look.histogram[t][i];
@@ -194,7 +194,10 @@
     if (cutLeft) text.append(make("span", "ellipsis", "… "));
     ids.forEach((id, place) => {
       const value = values[place];
-      const shown = flat(strings[id]);
+      // a leading space stays outside the shade, so that no sliver of it ends a line
+      const [, gap, rest] = /^( *)([^]*)$/.exec(flat(strings[id]));
+      const shown = rest || gap;
+      if (rest && gap && place > 0) text.append(gap);
       const token = make("span", "token", shown);
       if (value) {
         token.classList.add(value > 0 ? "pos" : "neg");
@@ -329,19 +332,23 @@
 
   const open = () => {
     const asked = /^#latent=(\d+)$/.exec(location.hash);
-    const place = asked ? look.latent.indexOf(Number(asked[1])) : -1;
-    if (place >= 0) {
-      if (!fires(place) && state.filter !== "all") { state.filter = "all"; $("filter").value = "all"; }
-      list();
-      const found = order.indexOf(place);
-      if (found >= 0) { state.page = Math.floor(found / PAGE); list(); }
-      show(place, false);
-    } else {
-      list();
-      const begin = look.latent.indexOf(look.opening);
-      if (order.length || begin >= 0) show(begin >= 0 ? begin : order[0], false);
-      else card();
+    const place = look.latent.indexOf(asked ? Number(asked[1]) : look.opening);
+    if (asked && place >= 0 && !fires(place) && state.filter !== "all") {
+      state.filter = "all";
+      $("filter").value = "all";
     }
+    list();
+    const found = order.indexOf(place);
+    if (found < 0) {
+      if (order.length) show(order[0], false);
+      else card();
+      return;
+    }
+    state.page = Math.floor(found / PAGE);
+    list();
+    show(place, false);
+    const row = document.querySelector(`[data-place="${place}"]`);
+    if (row) row.scrollIntoView({ block: "center" });
   };
   window.addEventListener("hashchange", open);
   open();

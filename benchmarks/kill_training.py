@@ -1,0 +1,69 @@
+"""Does a training run that is killed at random moments end with the same files as one that is not?
+
+    python -m benchmarks.kill_training --kills 20
+
+trains a small TopK dictionary on planted data, kills the process with SIGKILL at random moments
+(in a step, while a checkpoint is written, between its rename and the removal of the older one),
+runs the same command again each time, and compares the SHA-256 of every file of the run folder,
+but the clock's, with those of a run that was left alone. Prints one line and exits with status 1
+if a single byte differs.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.killing import KillReport, kill_repeatedly
+from saelab.activation_functions import TopK
+from saelab.planted import PlantedAtoms
+from saelab.sae import SAE
+from saelab.store import ActivationStore
+from saelab.train_config import TrainConfig
+from saelab.training import train
+
+CONFIG = TrainConfig(
+    tokens=51_200,
+    batch_size=128,
+    lr=1e-3,
+    log_every_tokens=1280,
+    checkpoint_every_tokens=1280,
+    dead_after_tokens=2560,
+    window_tokens=1000,
+)
+
+
+def train_small(folder: Path, ready: Callable[[], None]) -> None:
+    """The work: 400 steps with AuxK active and a checkpoint every tenth."""
+    torch.set_num_threads(1)
+    planted = PlantedAtoms(d=32, n_atoms=48, l0=3.0)
+    store = ActivationStore.from_tensor(planted.sample(4000, seed=1), hook="planted")
+    ready()
+    train(SAE(32, 256, TopK(3)), store, CONFIG, folder)
+
+
+def kill_trainings(folder: Path, kills: int, seed: int = 0) -> KillReport:
+    """Kill a training run `kills` times; see `benchmarks.killing`."""
+    return kill_repeatedly(train_small, folder, kills, seed=seed)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20, help="how many kills (20)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments (0)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        report = kill_trainings(Path(scratch), arguments.kills, arguments.seed)
+    print(
+        f"{report.kills} kills over {report.rounds} runs; files that differ from an uninterrupted "
+        f"run: {report.differences or 'none'}"
+    )
+    sys.exit(1 if report.differences else 0)
+
+
+if __name__ == "__main__":
+    main()
