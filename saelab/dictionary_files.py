@@ -26,12 +26,12 @@ WEIGHTS_FILE = "sae_weights.safetensors"
 SAELENS_LAYOUT = "6.54.12"
 """The SAELens release whose layout cfg.json follows; older readers migrate files without one."""
 
-# Our activation function's name, and what SAELens calls the dictionary that computes the same.
-_SAELENS_ARCHITECTURES = {"relu": "standard", "topk": "topk"}
-
 
 def write_dictionary(
-    folder: str | Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any]
+    folder: str | Path,
+    weights: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    saelens: tuple[str, dict[str, Any]] | None,
 ) -> None:
     """Write the three files; saelab.json last, so that a folder with it is complete.
 
@@ -39,11 +39,13 @@ def write_dictionary(
         folder: Made if missing; files of the same names are replaced.
         weights: W_enc, b_enc, W_dec, b_dec and the activation function's own tensors, folded.
         settings: What `read_dictionary` will return: sizes, activation, normalization, hook.
+        saelens: SAELens's architecture that computes the same, and its extra settings; None if
+            it has none, and then cfg.json names an architecture of our own.
     """
     folder = Path(folder)
     files = {
         WEIGHTS_FILE: write_tensors(folder / WEIGHTS_FILE, weights),
-        "cfg.json": write_json(folder / "cfg.json", _saelens_config(settings)),
+        "cfg.json": write_json(folder / "cfg.json", _saelens_config(settings, saelens)),
     }
     manifest = {"format": FORMAT, "version": FORMAT_VERSION, **settings}
     write_json(folder / "saelab.json", {**manifest, "files": files, "provenance": provenance()})
@@ -72,11 +74,12 @@ def read_dictionary(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, An
     return weights, settings
 
 
-def _saelens_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    activation = settings["activation"]
-    architecture = _SAELENS_ARCHITECTURES.get(activation["name"], f"saelab_{activation['name']}")
+def _saelens_config(
+    settings: Mapping[str, Any], saelens: tuple[str, dict[str, Any]] | None
+) -> dict[str, Any]:
+    architecture, extra = saelens or (f"saelab_{settings['activation']['name']}", {})
     hook = settings["hook"] or "unknown"
-    config = {
+    return {
         "d_in": settings["d_in"],
         "d_sae": settings["d_sae"],
         "dtype": settings["dtype"],
@@ -92,7 +95,5 @@ def _saelens_config(settings: Mapping[str, Any]) -> dict[str, Any]:
             "prepend_bos": True,
         },
         "architecture": architecture,
+        **extra,
     }
-    if architecture == "topk":
-        config |= {"k": activation["k"], "rescale_acts_by_decoder_norm": False}
-    return config

@@ -14,12 +14,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, final
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.activation_functions import TopK
 from saelab.errors import ConfigError
-from saelab.kernels import GradientBuffers, sparse_decode
+from saelab.kernels import GradientBuffers, sparse_decode, top_k
+from saelab.kernels.encoding import Selected, Selection
 from saelab.sae import SAE, PairForward
 
 __all__ = ["AuxK", "Reconstruction", "Step", "Term", "default_terms"]
@@ -49,9 +50,13 @@ class Term(abc.ABC):
     def __call__(self, step: Step) -> Float[Tensor, ""]:
         """The term's value, already weighted, dimensionless."""
 
-    def dead_latents(self, sae: SAE) -> int:  # noqa: ARG002
-        """How many of the strongest dead latents of each token the term needs; 0 for none."""
-        return 0
+    def selection(
+        self,
+        sae: SAE,  # noqa: ARG002
+        dead: Bool[Tensor, " d_sae"],  # noqa: ARG002
+    ) -> Selection | None:
+        """Pairs the term needs besides the family's own; found in `Step.forward.extra`."""
+        return None
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -110,17 +115,27 @@ class AuxK(Term):
                 "leave the term out to train without it."
             )
 
-    def dead_latents(self, sae: SAE) -> int:
-        """k, or its default for this dictionary."""
-        if self.k is not None:
-            return self.k
-        return 2 ** round(math.log2(max(sae.d_in / 2, 1)))
+    def selection(self, sae: SAE, dead: Bool[Tensor, " d_sae"]) -> Selection | None:
+        """The k strongest dead latents of each token that would contribute."""
+        indices = dead.nonzero().squeeze(1)
+        if len(indices) == 0:
+            return None
+        k = min(self.k or default_k_aux(sae.d_in), len(indices))
+
+        def select(pre_acts: Tensor) -> Selected:
+            candidates = pre_acts[:, indices]
+            strength, place = top_k(sae.activation.strength(candidates), k)
+            row, column = (strength > 0).nonzero(as_tuple=True)
+            chosen = place[row, column]
+            return row, indices[chosen], candidates[row, chosen]
+
+        return select
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
         """The term's value."""
-        if step.forward.auxiliary is None:
+        if self.name not in step.forward.extra:
             return step.forward.recons.new_zeros(())
-        pairs, pre_acts = step.forward.auxiliary
+        pairs, pre_acts = step.forward.extra[self.name]
         latents = pre_acts if step.sae.activation.signed else pre_acts.relu()
         error = (step.targets - step.forward.recons).detach()
         recovered = sparse_decode(latents, step.sae.W_dec, None, pairs, step.buffers)
@@ -132,6 +147,11 @@ class AuxK(Term):
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
         return {"name": self.name, "coefficient": self.coefficient, "k": self.k}
+
+
+def default_k_aux(d_in: int) -> int:
+    """The power of two nearest to d_in / 2."""
+    return 2 ** round(math.log2(max(d_in / 2, 1)))
 
 
 def default_terms(sae: SAE) -> tuple[Term, ...]:

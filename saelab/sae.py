@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saelab.activation_functions import ActivationFunction, TopK, from_json
+from saelab.activation_functions import ActivationFunction, SelectAgain, TopK, from_json
 from saelab.dictionary_files import read_dictionary, write_dictionary
 from saelab.errors import CheckpointError, ConfigError, ShapeError
 from saelab.kernels import (
@@ -26,13 +26,14 @@ from saelab.kernels import (
     sparse_decode,
     sparse_pre_activations,
     sum_rows,
-    top_k,
 )
-from saelab.kernels.encoding import Selected
+from saelab.kernels.encoding import Selection
 from saelab.normalization import Normalization
 from saelab.sparse_codes import SparseCodes
 
 __all__ = ["SAE", "PairForward"]
+
+_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 @final
@@ -50,8 +51,8 @@ class PairForward:
     """f at those entries."""
     recons: Float[Tensor, "token d_out"]
     """f W_dec + b_dec."""
-    auxiliary: tuple[Pairs, Float[Tensor, " auxiliary_pair"]] | None
-    """The strongest dead latents of each token and their pre-activations, if asked for."""
+    extra: dict[str, tuple[Pairs, Tensor]]
+    """Further pairs and their pre-activations, by the name of the term that asked for them."""
 
 
 @final
@@ -97,7 +98,7 @@ class SAE(nn.Module):
         self.d_in, self.d_out, self.d_sae = d_in, d_in, d_sae
         self.hook, self.pre_bias, self.seed = hook, pre_bias, seed
         self.activation = TopK(min(32, d_sae)) if activation is None else activation
-        self.activation.setup(d_sae)
+        self.activation.setup(d_in, d_sae)
         self.normalization = normalization or Normalization()
         self.metadata: dict[str, Any] = dict(metadata or {})
         generator = torch.Generator().manual_seed(seed)
@@ -176,25 +177,23 @@ class SAE(nn.Module):
         self,
         inputs: Float[Tensor, "token d_in"],
         *,
+        training: bool = False,
         buffers: GradientBuffers | None = None,
-        dead: Tensor | None = None,
-        k_aux: int = 0,
+        extra: dict[str, Selection] | None = None,
     ) -> PairForward:
         """The differentiable pass that training uses, over selected pairs only.
 
         Args:
             inputs: Activations times scale_in.
+            training: Select as the family does in training, which may look at the whole batch
+                and include pairs that are silent but receive gradient.
             buffers: Where weight gradients are written; None returns them through autograd.
-            dead: Mask of dead latents, for AuxK.
-            k_aux: How many of them to select on each token; 0 for none.
+            extra: Further selections made in the same pass over the pre-activations.
         """
+        extra = extra or {}
         b_pre = self.b_dec if self.pre_bias else None
         centred = inputs - b_pre.detach() if b_pre is not None else inputs
-        selections = [self.activation.select]
-        indices = None if dead is None or k_aux == 0 else dead.nonzero().squeeze(1)
-        if indices is not None and len(indices) > 0:
-            selections.append(lambda pre_acts: self._select_dead(pre_acts, indices, k_aux))
-        found = encode_pairs(centred.detach(), self.W_enc.T, self.b_enc, selections)
+        found = self._select(centred.detach(), training, list(extra.values()))
         parts = [
             (
                 pairs,
@@ -207,9 +206,27 @@ class SAE(nn.Module):
         pairs, pre_acts = parts[0]
         latents = self.activation.at_pairs(pre_acts, pairs.indices)
         recons = sparse_decode(latents, self.W_dec, self.b_dec, pairs, buffers)
-        return PairForward(
-            inputs, pairs, pre_acts, latents, recons, parts[1] if len(parts) > 1 else None
-        )
+        named = dict(zip(extra, parts[1:], strict=True))
+        return PairForward(inputs, pairs, pre_acts, latents, recons, named)
+
+    def _select(
+        self, centred: Tensor, training: bool, extra: list[Selection]
+    ) -> list[tuple[Pairs, Tensor]]:
+        """Pairs and pre-activations of the family's selection, then of the extra ones."""
+        activation = self.activation
+        first = activation.select_training if training else activation.select
+        while True:
+            found = encode_pairs(centred, self.W_enc.T, self.b_enc, [first, *extra])
+            if not training:
+                return found
+            pairs, values = found[0]
+            try:
+                kept = activation.settle(pairs, values)
+            except SelectAgain:
+                continue
+            if kept is not None:
+                found[0] = (pairs.filtered(kept), values[kept])
+            return found
 
     def folded(self) -> "SAE":
         """The same dictionary with its scales inside the weights: every output bit is the same.
@@ -225,7 +242,7 @@ class SAE(nn.Module):
             DiskFullError: No room; an older dictionary in the folder may be partly replaced, and
                 `load` then refuses it.
         """
-        write_dictionary(folder, self._folded_weights(), self.settings())
+        write_dictionary(folder, self._folded_weights(), self.settings(), self.activation.saelens())
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "SAE":
@@ -258,13 +275,12 @@ class SAE(nn.Module):
 
     def _folded_weights(self) -> dict[str, Tensor]:
         scale_in, scale_out = self.normalization.scale_in, self.normalization.scale_out
-        own = {f"activation.{k}": v for k, v in self.activation.state_dict().items()}
         return {
             "W_enc": self.W_enc.detach() * scale_in,
             "b_enc": self.b_enc.detach(),
             "W_dec": self.W_dec.detach() / scale_out,
             "b_dec": self.b_dec.detach() / scale_out,
-            **own,
+            **self.activation.file_tensors(),
         }
 
     @classmethod
@@ -287,16 +303,18 @@ class SAE(nn.Module):
             "W_dec": normalization.scale_out,
             "b_dec": normalization.scale_out,
         }
-        sae.load_state_dict({name: w * scale.get(name, 1.0) for name, w in weights.items()})
+        with torch.no_grad():
+            for name in _WEIGHTS:
+                parameter = getattr(sae, name)
+                if weights[name].shape != parameter.shape:
+                    raise CheckpointError(
+                        f"{name} has shape {tuple(weights[name].shape)} where the settings say "
+                        f"{tuple(parameter.shape)}."
+                    )
+                parameter.copy_(weights[name] * scale.get(name, 1.0))
+        rest = {name: w for name, w in weights.items() if name not in _WEIGHTS}
+        sae.activation.load_file_tensors(rest)
         return sae
-
-    def _select_dead(self, pre_acts: Tensor, dead: Tensor, k_aux: int) -> Selected:
-        """The k_aux strongest dead latents of each row that would contribute."""
-        candidates = pre_acts[:, dead]
-        strength, place = top_k(self.activation.strength(candidates), min(k_aux, len(dead)))
-        row, column = (strength > 0).nonzero(as_tuple=True)
-        chosen = place[row, column]
-        return row, dead[chosen], candidates[row, chosen]
 
     def _rows(self, x: Tensor) -> Float[Tensor, "token d_in"]:
         if x.ndim == 0 or x.shape[-1] != self.d_in:

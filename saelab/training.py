@@ -97,7 +97,6 @@ class Trainer:
         self._optimizer = Adam(self._parameters)
         self._buffers = GradientBuffers(list(self._parameters.values()))
         self._batches: Iterator[Batch] | None = None
-        self._k_aux = max(term.dead_latents(sae) for term in self.terms)
         self.variance = 0.0
         self.log = self._start()
         self._watch = Watch(self.log, sae, self.config)
@@ -199,7 +198,9 @@ class Trainer:
         """Fill the gradient buffers; returns loss, its terms, fvu and l0 of this batch."""
         sae = self.sae
         self._buffers.begin()
-        forward = sae.forward_pairs(inputs, buffers=self._buffers, dead=dead, k_aux=self._k_aux)
+        asked = {term.name: term.selection(sae, dead) for term in self.terms}
+        extra = {name: selection for name, selection in asked.items() if selection is not None}
+        forward = sae.forward_pairs(inputs, training=True, buffers=self._buffers, extra=extra)
         step = Step(sae, forward, inputs, self.variance, self._buffers)
         terms = {term.name: term(step) for term in self.terms}
         loss = torch.stack(list(terms.values())).sum()
@@ -209,7 +210,12 @@ class Trainer:
                 "are not finite, or the learning rate is too high. The last checkpoint is kept."
             )
         loss.backward()
+        for parameter in self._parameters.values():
+            if parameter.grad is not None:  # what reached it through autograd, not the kernels
+                self._buffers.add(parameter, parameter.grad)
+                parameter.grad = None
         self._buffers.finish()
+        sae.activation.observe(forward.latents[forward.latents != 0].detach())
         with torch.no_grad():
             fired = torch.bincount(
                 forward.pairs.indices[forward.latents != 0], minlength=sae.d_sae
@@ -240,6 +246,7 @@ class Trainer:
         scale = norm / clip if clip is not None and norm > clip else 1.0
         self._optimizer.step(gradients, lr, scale)
         W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
+        self.sae.activation.constrain()
         return norm
 
     def _start(self) -> RunLog:

@@ -4,7 +4,6 @@ import statistics
 import warnings
 from typing import Any, final
 
-from saelab.activation_functions import TopK
 from saelab.run_logs import RunLog
 from saelab.sae import SAE
 from saelab.train_config import TrainConfig
@@ -44,15 +43,15 @@ class Watch:
                 f"The loss jumped to {row['loss']:.3f} from a median of "
                 f"{statistics.median(recent):.3f}. Try a lower learning rate or clip.",
             )
-        activation = self._sae.activation
-        if isinstance(activation, TopK):
-            off = abs(row["l0"] - activation.k) / activation.k
+        target = self._sae.activation.target_l0
+        if target is not None:
+            off = abs(row["l0"] - target) / target
             if off > L0_TOLERANCE and row["tokens"] > self._config.warmup * self._config.tokens:
                 self._say(
                     "l0",
                     row,
-                    f"On average {row['l0']:.1f} latents are active where k={activation.k}: many "
-                    "tokens have fewer positive pre-activations than k.",
+                    f"On average {row['l0']:.1f} latents are active where {target:g} are asked "
+                    "for: many tokens have fewer positive pre-activations than that.",
                 )
 
     def say(self, kind: str, step: int, message: str) -> None:

@@ -194,7 +194,7 @@ def test_every_layer_exists() -> None:
         ("sae.py", "from .errors import ConfigError", "relative import"),
         ("sae.py", "from saelab import SAE", "sae imports the package itself"),
         ("sae.py", "import trainers.topk", "the library imports trainers.topk"),
-        ("sae.py", "def f():\n    from tests import helpers", "the library imports tests"),
+        ("sae.py", "def f():\n    from tests import tiny_models", "the library imports tests"),
         ("sae.py", "from transformers import AutoModel", "transformers is imported at the top"),
         ("sae.py", "class A:\n    import tqdm", "tqdm is imported at the top"),
         (

@@ -6,7 +6,7 @@ import torch
 from saelab.activation_functions import ReLU, TopK
 from saelab.errors import ConfigError
 from saelab.kernels import GradientBuffers
-from saelab.objectives import AuxK, Reconstruction, Step, default_terms
+from saelab.objectives import AuxK, Reconstruction, Step, default_k_aux, default_terms
 from saelab.sae import SAE
 
 D_IN, D_SAE, K, TOKENS = 6, 20, 3, 30
@@ -28,9 +28,16 @@ def dead_mask():
     return mask
 
 
+def selections(sae, terms, dead):
+    asked = {term.name: term.selection(sae, dead) for term in terms}
+    return {name: selection for name, selection in asked.items() if selection is not None}
+
+
 def evaluate(sae, x, terms, dead=None, buffers=None):
-    k_aux = max(term.dead_latents(sae) for term in terms)
-    forward = sae.forward_pairs(x, buffers=buffers, dead=dead, k_aux=k_aux)
+    dead = torch.zeros(D_SAE, dtype=torch.bool) if dead is None else dead
+    forward = sae.forward_pairs(
+        x, training=True, buffers=buffers, extra=selections(sae, terms, dead)
+    )
     step = Step(sae, forward, x, 2.5, buffers)
     return sum(term(step) for term in terms)
 
@@ -112,7 +119,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_latents_and_of_no_live_one():
 
 def test_auxk_does_not_pull_on_the_live_reconstruction():
     sae, x = sae_and_inputs()
-    forward = sae.forward_pairs(x, dead=dead_mask(), k_aux=2)
+    forward = sae.forward_pairs(x, extra=selections(sae, [AuxK(k=2)], dead_mask()))
     loss = AuxK(k=2)(Step(sae, forward, x, 2.5, None))
     (gradient,) = torch.autograd.grad(loss, forward.latents, allow_unused=True)
     assert gradient is None
@@ -127,7 +134,7 @@ def test_auxk_is_zero_when_nothing_is_dead():
 
 def test_auxk_is_zero_when_there_is_no_error_left_to_explain():
     sae, x = sae_and_inputs()
-    forward = sae.forward_pairs(x, dead=dead_mask(), k_aux=2)
+    forward = sae.forward_pairs(x, extra=selections(sae, [AuxK(k=2)], dead_mask()))
     step = Step(sae, forward, forward.recons.detach(), 2.5, None)
     assert AuxK(k=2)(step).item() == 0
 
@@ -153,8 +160,7 @@ def test_unselected_encoder_columns_get_exactly_no_gradient():
 
 
 def test_k_aux_is_the_power_of_two_nearest_half_the_width():
-    assert AuxK().dead_latents(SAE(576, 600, TopK(2))) == 256
-    assert AuxK(k=7).dead_latents(SAE(6, 8, TopK(2))) == 7
+    assert [default_k_aux(d) for d in (576, 768, 64, 1)] == [256, 512, 32, 1]
 
 
 def test_the_default_objective_follows_from_the_activation_function():

@@ -275,7 +275,7 @@ def test_a_shuffle_window_that_is_too_small_is_warned_about():
 
 def test_too_few_active_latents_are_warned_about():
     sae = SAE(16, 48, TopK(40))
-    with pytest.warns(UserWarning, match=r"latents are active where k=40"):
+    with pytest.warns(UserWarning, match=r"latents are active where 40 are asked for"):
         train(sae, small_store(), SMALL)
 
 

@@ -57,9 +57,7 @@ def encode_pairs(
     return [_join(parts, n_tokens, d_sae, x) for parts in found]
 
 
-def _join(
-    parts: list[Selected], n_tokens: int, d_sae: int, like: Tensor
-) -> tuple[Pairs, Tensor]:
+def _join(parts: list[Selected], n_tokens: int, d_sae: int, like: Tensor) -> tuple[Pairs, Tensor]:
     offsets = torch.zeros(n_tokens + 1, dtype=torch.int64, device=like.device)
     if not parts:
         empty = torch.empty(0, dtype=torch.int64, device=like.device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["Pairs", "pair_products", "sum_columns", "sum_rows"]
@@ -48,6 +48,13 @@ class Pairs:
         """The row of each pair."""
         rows = torch.arange(self.n_tokens, device=self.offsets.device)
         return rows.repeat_interleave(self.offsets.diff(), output_size=self.n_pairs)
+
+    def filtered(self, kept: Bool[Tensor, " pair"]) -> "Pairs":
+        """The same tokens with only the kept pairs."""
+        counts = torch.bincount(self.tokens()[kept], minlength=self.n_tokens)
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        return Pairs(offsets, self.indices[kept], self.n_latents)
 
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """(offsets by latent, order of the pairs by latent, token of each pair in that order).

@@ -67,8 +67,9 @@ def serve(
         held, order = next(loaded)
         while len(order):
             index, order = order[:missing], order[missing:]
-            for hook, x in held.items():
-                waiting.setdefault(hook, []).append(x.index_select(0, index).float())
+            for hook in held:  # no name is given to a window's tensor: it would outlive the window
+                rows = held[hook].index_select(0, index).float()
+                waiting.setdefault(hook, []).append(rows)
             missing -= len(index)
             if not missing:
                 cursor += batch_size

@@ -1,0 +1,191 @@
+"""Activation functions that share a budget over a batch, and a threshold that replaces it.
+
+In training the k * B strongest entries of a batch of B tokens are kept, so that a hard token may
+use more latents than an easy one. At inference nothing may depend on the batch: a latent is active
+when its strength exceeds the threshold, the running mean of the weakest strength that training
+batches kept.
+
+The exact selection never sees the whole [token, d_sae] matrix: each chunk gives up the entries
+above a guess, a little below the last batch's border, and the border is found among those. If the
+guess was too high, it is lowered and the batch is encoded again.
+"""
+
+import abc
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saelab.activation_functions.base import ActivationFunction, SelectAgain, entries, zeros_except
+from saelab.errors import CheckpointError, ConfigError
+from saelab.kernels import Pairs
+from saelab.kernels.encoding import Selected
+
+__all__ = ["BatchAbsTopK", "BatchTopK"]
+
+GUESS = 0.9
+"""The next batch's candidates are the entries above this share of the last border."""
+MEMORY = 0.99
+"""Weight of the past in the running threshold."""
+SAMPLE = 1 << 16
+"""Entries looked at for the first guess."""
+
+
+class _Budget(ActivationFunction, abc.ABC):
+    """The shared budget; subclasses say whether sign counts."""
+
+    threshold: Tensor
+    batches: Tensor
+
+    def __init__(self, k: int | float) -> None:
+        super().__init__()
+        if not k > 0:
+            raise ConfigError(f"{type(self).__name__}(k={k}) keeps no latent; k must be positive.")
+        self.k = float(k)
+        # Double precision: a running mean of thousands of batches must not stop moving.
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self._guess: float | None = None
+        self._n_latents = 1
+        self.repeats = 0
+        """How often a batch had to be encoded again because the guess was too high."""
+
+    @property
+    def target_l0(self) -> float:
+        """K."""
+        return self.k
+
+    def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
+        """Refuse more latents than there are."""
+        if self.k > d_sae:
+            raise ConfigError(
+                f"{type(self).__name__}(k={self.k}) asks for more latents than the dictionary has "
+                f"(d_sae={d_sae})."
+            )
+        self._n_latents = d_sae
+
+    def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """F = z where its strength exceeds the threshold, else 0."""
+        return zeros_except(pre_acts, self._active(pre_acts))
+
+    def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
+        """The entries whose strength exceeds the threshold."""
+        return entries(pre_acts, self._active(pre_acts))
+
+    def at_pairs(
+        self,
+        pre_acts: Float[Tensor, " pair"],
+        indices: Int[Tensor, " pair"],  # noqa: ARG002
+    ) -> Float[Tensor, " pair"]:
+        """F = z: selected entries are positive, or signed."""
+        return pre_acts
+
+    def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
+        """Candidates: the entries above the guess."""
+        strength = self.strength(pre_acts)
+        if self._guess is None:
+            self._guess = self._first_guess(strength)
+        return entries(pre_acts, strength > self._guess)
+
+    def settle(
+        self, pairs: Pairs, pre_acts: Float[Tensor, " pair"]
+    ) -> Bool[Tensor, " pair"] | None:
+        """The floor(k * B) strongest candidates, exactly.
+
+        Raises:
+            SelectAgain: The guess was too high; it is lower now.
+        """
+        budget = int(self.k * pairs.n_tokens)
+        if pairs.n_pairs < budget and self._guess:
+            self._guess = self._guess / 2 if self._guess > 1e-6 else 0.0
+            self.repeats += 1
+            raise SelectAgain
+        strength = self.strength(pre_acts)
+        if pairs.n_pairs <= budget:  # fewer positive entries than the budget: keep them all
+            self._guess = 0.0
+            return None
+        kept = strength.topk(budget, sorted=False)
+        mask = torch.zeros(pairs.n_pairs, dtype=torch.bool, device=pre_acts.device)
+        mask[kept.indices] = True
+        self._guess = GUESS * kept.values.min().item()
+        return mask
+
+    @torch.no_grad()
+    def observe(self, latents: Float[Tensor, " pair"]) -> None:
+        """Move the threshold toward the weakest strength of this batch."""
+        if len(latents) == 0:
+            return
+        weakest = self.strength(latents).min().double()
+        self.batches += 1
+        # A plain mean at first, so that the start at zero leaves no bias.
+        weight = max(1 - MEMORY, 1 / int(self.batches))
+        self.threshold += weight * (weakest - self.threshold)
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and k; the threshold is a tensor."""
+        return {"name": self.name, "k": self.k}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The threshold, once per latent as SAELens's jumprelu wants it."""
+        return {"threshold": self.threshold.float().expand(self._n_latents).clone()}
+
+    def load_file_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back the threshold."""
+        if set(tensors) != {"threshold"} or len(tensors["threshold"].unique()) != 1:
+            raise CheckpointError(
+                f"{self} needs one threshold in the weights file; found "
+                f"{', '.join(sorted(tensors)) or 'nothing'}."
+            )
+        self.threshold.fill_(tensors["threshold"][0].item())
+        self.batches.fill_(1)
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"k={self.k:g}"
+
+    def _active(self, pre_acts: Tensor) -> Tensor:
+        # Compared in the file's precision, so that a saved dictionary decides the same.
+        return self.strength(pre_acts) > self.threshold.float().to(pre_acts.dtype)
+
+    def _first_guess(self, strength: Tensor) -> float:
+        """Twice the budget's share of a sample lies above it."""
+        sample = strength.flatten()[:: max(1, strength.numel() // SAMPLE)]
+        above = min(len(sample), max(1, round(2 * self.k / self._n_latents * len(sample))))
+        return max(sample.topk(above).values.min().item(), 0.0)
+
+
+@final
+class BatchTopK(_Budget):
+    """Keep the k * B largest positive pre-activations of a batch of B tokens.
+
+    At inference f = z where z > threshold, which is a JumpReLU with one threshold.
+
+    Args:
+        k: Mean number of latents per token; may be fractional.
+
+    Source: Bussmann, Leask and Nanda 2024, "BatchTopK sparse autoencoders". Mutual Choice
+    (Ayonrinde 2024) is the same rule.
+    """
+
+    name = "batchtopk"
+
+    def saelens(self) -> tuple[str, dict[str, Any]]:
+        """SAELens's jumprelu with the same threshold everywhere."""
+        return "jumprelu", {}
+
+
+@final
+class BatchAbsTopK(_Budget):
+    """Keep the k * B pre-activations of largest size of a batch of B tokens, with their sign.
+
+    At inference f = z where |z| > threshold.
+
+    Args:
+        k: Mean number of latents per token; may be fractional.
+
+    Source: Zhu, Khalili and Zhu 2026, whose code selects over the batch.
+    """
+
+    name = "batchabstopk"
+    signed = True
