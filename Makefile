@@ -6,6 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .venv
+PEERS := .venv-peers
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Small models gain nothing from a second thread, and two test workers share two cores.
 TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=10
 
-.PHONY: help install quickstart test test-slow check format bench clean
+.PHONY: help install quickstart test test-slow check format bench golden clean
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,9 +46,22 @@ format: $(STAMP)  ## rewrite the code in the house format
 bench: $(STAMP)  ## measure speed on this machine
 	for program in benchmarks/*.py; do echo "== $$program"; $(PY) "$$program"; done
 
+golden: $(STAMP) $(PEERS)/.installed  ## write the golden files again, with the libraries they are for
+	$(PY) -m tests.golden.saelens.write
+	$(PEERS)/bin/python tests/golden/saelens/make.py
+
 clean:  ## remove .venv and caches; runs are kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The libraries we are compared with need other versions than ours, so they live apart.
+$(PEERS)/.installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH)
+	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH) sae-lens==6.54.12
+	$(PEERS)/bin/python -m pip install --quiet --progress-bar off --no-deps \
+		dictionary-learning==0.1.0 eai-sparsify==1.3.3
+	touch $@
 
 # torch comes first and alone, so that a failure of the largest download is plain to see; the
 # packages with the model and the text come last and without the dependencies they do not need.

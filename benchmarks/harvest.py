@@ -12,7 +12,8 @@ same batches, after one untimed round:
     saelab stream   ActivationStore.stream(): the same checks, shuffled batches, nothing stored
     TransformerLens bridge, run_with_cache(names_filter=..., stop_at_layer=...)
 
-Each is measured in CPU seconds (all threads; fair on a busy machine) and in wall seconds. The
+On a machine that others use too, set OMP_NUM_THREADS=1: threads that wait for each other spin.
+Each way is measured in CPU seconds (all threads) and in wall seconds. The
 ratio is speed relative to "plain" in the same repetition: its median, least and greatest.
 """
 

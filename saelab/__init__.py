@@ -12,7 +12,15 @@ saelab.look(sae, model, held_out).save_html("runs/topk/first_look.html")
 """
 
 from saelab import corpora, objectives, tokens
-from saelab.activation_functions import ReLU, TopK
+from saelab.activation_functions import (
+    AbsTopK,
+    BatchAbsTopK,
+    BatchTopK,
+    GroupMax,
+    JumpReLU,
+    ReLU,
+    TopK,
+)
 from saelab.errors import (
     CheckpointError,
     ConfigError,
@@ -41,7 +49,10 @@ from saelab.training import TrainConfig, Trainer, TrainResult, train
 
 __all__ = [
     "SAE",
+    "AbsTopK",
     "ActivationStore",
+    "BatchAbsTopK",
+    "BatchTopK",
     "CheckpointError",
     "ConfigError",
     "CorpusError",
@@ -52,9 +63,11 @@ __all__ = [
     "FirstLook",
     "FolderBusyError",
     "FormatError",
+    "GroupMax",
     "HarvestConfig",
     "HookPointError",
     "Interrupted",
+    "JumpReLU",
     "LanguageModel",
     "ModelError",
     "Normalization",

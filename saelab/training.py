@@ -201,7 +201,8 @@ class Trainer:
         asked = {term.name: term.selection(sae, dead) for term in self.terms}
         extra = {name: selection for name, selection in asked.items() if selection is not None}
         forward = sae.forward_pairs(inputs, training=True, buffers=self._buffers, extra=extra)
-        step = Step(sae, forward, inputs, self.variance, self._buffers)
+        progress = self.tokens_done / self.config.tokens
+        step = Step(sae, forward, inputs, self.variance, self._buffers, progress)
         terms = {term.name: term(step) for term in self.terms}
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):

@@ -3,10 +3,27 @@
 import pytest
 import torch
 
-from saelab.activation_functions import ReLU, TopK
+from saelab.activation_functions import (
+    AbsTopK,
+    BatchTopK,
+    GroupMax,
+    JumpReLU,
+    ReLU,
+    TopK,
+)
 from saelab.errors import ConfigError
 from saelab.kernels import GradientBuffers
-from saelab.objectives import AuxK, Reconstruction, Step, default_k_aux, default_terms
+from saelab.objectives import (
+    L1,
+    AuxK,
+    Matryoshka,
+    MultiTopK,
+    Reconstruction,
+    Step,
+    TargetL0,
+    default_terms,
+)
+from saelab.objectives.auxk import default_k_aux
 from saelab.sae import SAE
 
 D_IN, D_SAE, K, TOKENS = 6, 20, 3, 30
@@ -39,7 +56,7 @@ def evaluate(sae, x, terms, dead=None, buffers=None):
         x, training=True, buffers=buffers, extra=selections(sae, terms, dead)
     )
     step = Step(sae, forward, x, 2.5, buffers)
-    return sum(term(step) for term in terms)
+    return torch.stack([term(step) for term in terms]).sum()
 
 
 def dense_auxk(sae, x, dead, k, coefficient):
@@ -61,7 +78,7 @@ def dense_reconstruction(sae, x):
 
 
 @pytest.mark.parametrize("shift", [0.0, -6.0], ids=["usual", "fewer than k positive"])
-@pytest.mark.parametrize("activation", [TopK(K), ReLU()], ids=str)
+@pytest.mark.parametrize("activation", [TopK(K), ReLU(), AbsTopK(K), GroupMax(4)], ids=str)
 def test_reconstruction_and_its_gradients_equal_the_definition(activation, shift):
     sae, x = sae_and_inputs(shift, activation)
     parameters = list(sae.parameters())
@@ -172,3 +189,128 @@ def test_the_default_objective_follows_from_the_activation_function():
 def test_an_auxk_of_no_weight_is_refused():
     with pytest.raises(ConfigError, match="leave the term out"):
         AuxK(coefficient=0.0)
+
+
+def family_loss(activation, terms, dense, b_enc_shift=0.0):
+    """The terms' value and gradients against a dense definition given (sae, x, z, latents)."""
+    sae, x = sae_and_inputs(b_enc_shift, activation)
+    if isinstance(activation, JumpReLU):
+        with torch.no_grad():
+            activation.threshold.copy_(torch.linspace(0.1, 1.5, D_SAE))
+    parameters = list(sae.parameters())
+    found = evaluate(sae, x, terms)
+    ours = torch.autograd.grad(found, parameters, allow_unused=True)
+    z = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    expected = dense(sae, x, z)
+    theirs = torch.autograd.grad(expected, parameters, allow_unused=True)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(ours, theirs, strict=True):
+        if other is not None:
+            assert one is not None
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def relative(x, recons):
+    return (x - recons).square().sum(1).mean() / 2.5
+
+
+def test_multitopk_equals_its_definition():
+    def dense(sae, x, z):
+        wide = TopK(4 * K)(z) @ sae.W_dec + sae.b_dec
+        narrow = TopK(K)(z) @ sae.W_dec + sae.b_dec
+        return relative(x, narrow) + relative(x, wide) / 8
+
+    family_loss(TopK(K), [Reconstruction(), MultiTopK()], dense)
+    with pytest.raises(ConfigError, match="MultiTopK needs a TopK dictionary"):
+        MultiTopK().selection(SAE(4, 8, ReLU()), torch.zeros(8, dtype=torch.bool))
+
+
+def test_matryoshka_equals_its_definition_and_uses_the_same_latents_in_every_prefix():
+    def dense(sae, x, z):
+        latents = TopK(K)(z)
+        total = torch.zeros((), dtype=torch.float64)
+        for end in (5, 10, 20):
+            total = total + relative(x, latents[:, :end] @ sae.W_dec[:end] + sae.b_dec)
+        return total
+
+    family_loss(TopK(K), [Matryoshka(shares=(0.25, 0.25, 0.5))], dense)
+
+
+def test_matryoshka_with_one_group_is_plain_reconstruction():
+    family_loss(
+        TopK(K),
+        [Matryoshka(shares=(1.0,))],
+        lambda sae, x, z: relative(x, TopK(K)(z) @ sae.W_dec + sae.b_dec),
+    )
+
+
+def test_matryoshka_groups_sum_to_the_dictionary_whatever_the_rounding():
+    assert Matryoshka().ends(1000)[-1] == 1000
+    assert Matryoshka().ends(32) == [1, 3, 7, 15, 32]
+    with pytest.raises(ConfigError, match="leaves a group without a latent at d_sae=8"):
+        Matryoshka().ends(8)
+
+
+def test_l1_equals_its_definition_with_decoder_norms():
+    def dense(sae, x, z):
+        latents = z.relu()
+        recons = latents @ sae.W_dec + sae.b_dec
+        penalty = (latents * sae.W_dec.norm(dim=1)).sum(1).mean() / 2.5
+        return relative(x, recons) + 0.7 * penalty
+
+    family_loss(ReLU(), [Reconstruction(), L1(coefficient=0.7)], dense)
+
+
+def test_l1_rises_over_its_warmup():
+    sae, x = sae_and_inputs(0.0, ReLU())
+    forward = sae.forward_pairs(x)
+
+    def value(progress):
+        return L1(warmup=0.2)(Step(sae, forward, x, 2.5, None, progress)).item()
+
+    assert value(0.0) == 0
+    assert value(0.1) == pytest.approx(value(1.0) / 2)
+    assert value(0.2) == value(1.0)
+
+
+class DenseJump(torch.autograd.Function):
+    """The straight-through definition on a dense matrix, from the equations."""
+
+    @staticmethod
+    def forward(ctx, z, threshold, width):
+        ctx.save_for_backward(z, threshold)
+        ctx.width = width
+        return torch.where(z > threshold, z, 0.0), (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        z, threshold = ctx.saved_tensors
+        window = ((z - threshold).abs() / ctx.width < 0.5).to(z.dtype)
+        d_threshold = -(threshold * grads[0] + grads[1]) * window / ctx.width
+        return grads[0] * (z > threshold), d_threshold.sum(0), None
+
+
+def test_jumprelu_with_a_target_equals_its_definition():
+    activation = JumpReLU(threshold=0.5, bandwidth=0.8)
+
+    def dense(sae, x, z):
+        latents, active = DenseJump.apply(z, sae.activation.threshold.double(), 0.8)
+        recons = latents @ sae.W_dec + sae.b_dec
+        l0 = active.sum(1).mean()
+        return relative(x, recons) + 2.0 * (l0 / 4 - 1).square()
+
+    family_loss(activation, [Reconstruction(), TargetL0(target=4.0, coefficient=2.0)], dense)
+
+
+def test_a_target_l0_needs_thresholds():
+    sae, x = sae_and_inputs()
+    with pytest.raises(ConfigError, match="TargetL0 needs a JumpReLU dictionary"):
+        evaluate(sae, x, [TargetL0()])
+
+
+def test_batch_topk_reconstruction_equals_its_definition_in_training():
+    def dense(sae, x, z):
+        border = z.flatten().topk(2 * TOKENS).values.min()
+        return relative(x, torch.where(z >= border, z, 0.0) @ sae.W_dec + sae.b_dec)
+
+    family_loss(BatchTopK(2.0), [Reconstruction()], dense)

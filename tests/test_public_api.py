@@ -10,7 +10,8 @@ import saelab
 from tests.test_architecture import HEAVY
 
 PROMISED = {
-    *("SAE", "ActivationStore", "ReLU", "TopK", "Normalization", "SparseCodes", "Tokens"),
+    *("SAE", "ActivationStore", "Normalization", "SparseCodes", "Tokens"),
+    *("AbsTopK", "BatchAbsTopK", "BatchTopK", "GroupMax", "JumpReLU", "ReLU", "TopK"),
     *("EvaluateConfig", "Evaluation", "FirstLook", "HarvestConfig", "LanguageModel"),
     *("TrainConfig", "TrainResult", "Trainer"),
     *("corpora", "objectives", "tokens"),

@@ -94,7 +94,7 @@ def test_permuting_latents_permutes_codes_and_keeps_the_reconstruction(activatio
 
 @EXAMPLES
 def test_shifting_data_and_b_dec_together_leaves_latents_alone(activation):
-    sae, x = random_sae(activation, normalization=None), inputs()
+    sae, x = random_sae(activation, normalization=Normalization()), inputs()
     shift = torch.tensor([1.0, -2.0, 3.0, 0.5, 8.0])
     shifted = copy.deepcopy(sae)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_shifting_data_and_b_dec_together_leaves_latents_alone(activation):
 
 
 def test_scaling_data_and_biases_scales_the_reconstruction():
-    sae, x = random_sae(normalization=None), inputs()
+    sae, x = random_sae(normalization=Normalization()), inputs()
     scaled = copy.deepcopy(sae)
     with torch.no_grad():
         scaled.b_dec.mul_(8)

@@ -6,13 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelab.activation_functions import ReLU, TopK
+from saelab.activation_functions import (
+    AbsTopK,
+    ActivationFunction,
+    BatchTopK,
+    JumpReLU,
+    ReLU,
+    TopK,
+)
 from saelab.files import read_tensors
 from saelab.normalization import Normalization
 from saelab.sae import SAE
 
 GOLDEN = Path(__file__).parent / "golden" / "saelens"
-CASES = {"topk": TopK(4), "relu": ReLU()}
+CASES: dict[str, ActivationFunction] = {
+    "abstopk": AbsTopK(4),
+    "batchtopk": BatchTopK(4.0),
+    "jumprelu": JumpReLU(threshold=0.5, bandwidth=0.1),
+    "relu": ReLU(),
+    "topk": TopK(4),
+}
 
 
 def golden_sae(name) -> SAE:
@@ -29,6 +42,9 @@ def golden_sae(name) -> SAE:
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    if isinstance(sae.activation, BatchTopK):
+        sae.activation.threshold.fill_(0.625)
+    sae.activation.constrain()
     return sae
 
 

@@ -17,6 +17,7 @@ arithmetic. `GradientBuffers` keeps one buffer a parameter for the whole run; wi
 gradients come back through autograd as usual.
 """
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -36,7 +37,7 @@ class GradientBuffers:
     ones add to it; `finish` zeroes what nothing wrote to.
     """
 
-    def __init__(self, parameters: list[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._buffers = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
         self._written: set[int] = set()
 

@@ -1,15 +1,5 @@
-"""What training minimizes: a sum of named terms.
+"""AuxK: the term that brings dead latents back."""
 
-A family of dictionaries is an activation function times a list of terms:
-
-    family   activation function   terms
-    TopK     TopK(k)               Reconstruction(), AuxK()
-
-Every term is scaled so that its size does not depend on the data's units: reconstruction is the
-squared error over the variance of the data, measured once before training.
-"""
-
-import abc
 import math
 from dataclasses import dataclass
 from typing import Any, final
@@ -17,72 +7,13 @@ from typing import Any, final
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.activation_functions import TopK
 from saelab.errors import ConfigError
-from saelab.kernels import GradientBuffers, sparse_decode, top_k
+from saelab.kernels import sparse_decode, top_k
 from saelab.kernels.encoding import Selected, Selection
-from saelab.sae import SAE, PairForward
+from saelab.objectives.base import Step, Term
+from saelab.sae import SAE
 
-__all__ = ["AuxK", "Reconstruction", "Step", "Term", "default_terms"]
-
-
-@final
-@dataclass(slots=True, eq=False)
-class Step:
-    """What a term may look at."""
-
-    sae: SAE
-    forward: PairForward
-    targets: Float[Tensor, "token d_out"]
-    """What should be reconstructed, in normalized units."""
-    variance: float
-    """E|target - mean|^2 of a sample, in normalized units."""
-    buffers: GradientBuffers | None
-    """Where weight gradients go, for a term that decodes once more."""
-
-
-class Term(abc.ABC):
-    """One named part of an objective."""
-
-    name: str
-
-    @abc.abstractmethod
-    def __call__(self, step: Step) -> Float[Tensor, ""]:
-        """The term's value, already weighted, dimensionless."""
-
-    def selection(
-        self,
-        sae: SAE,  # noqa: ARG002
-        dead: Bool[Tensor, " d_sae"],  # noqa: ARG002
-    ) -> Selection | None:
-        """Pairs the term needs besides the family's own; found in `Step.forward.extra`."""
-        return None
-
-    @abc.abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """Name and settings, recorded with the run."""
-
-
-@final
-@dataclass(frozen=True)
-class Reconstruction(Term):
-    """Squared error relative to the data's variance.
-
-        mean over tokens of |target - recons|^2, over E|target - mean|^2
-
-    On a large sample this is the fraction of variance unexplained.
-    """
-
-    name = "reconstruction"
-
-    def __call__(self, step: Step) -> Float[Tensor, ""]:
-        """The term's value."""
-        error = step.targets - step.forward.recons
-        return error.square().sum() / (len(error) * step.variance)
-
-    def to_json(self) -> dict[str, Any]:
-        """Just the name."""
-        return {"name": self.name}
+__all__ = ["AuxK", "default_k_aux"]
 
 
 @final
@@ -152,17 +83,3 @@ class AuxK(Term):
 def default_k_aux(d_in: int) -> int:
     """The power of two nearest to d_in / 2."""
     return 2 ** round(math.log2(max(d_in / 2, 1)))
-
-
-def default_terms(sae: SAE) -> tuple[Term, ...]:
-    """The terms of the family that the dictionary's activation function belongs to.
-
-    Raises:
-        ConfigError: The activation function alone does not say what to minimize.
-    """
-    if isinstance(sae.activation, TopK):
-        return Reconstruction(), AuxK()
-    raise ConfigError(
-        f"{sae.activation} has no default objective: pass terms=..., for example "
-        "(saelab.objectives.Reconstruction(), ...)."
-    )

@@ -1,0 +1,58 @@
+"""What a term of an objective may look at, and what it promises."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, final
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saelab.kernels import GradientBuffers
+from saelab.kernels.encoding import Selection
+from saelab.sae import SAE, PairForward
+
+__all__ = ["Step", "Term", "relative_error"]
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Step:
+    """What a term may look at."""
+
+    sae: SAE
+    forward: PairForward
+    targets: Float[Tensor, "token d_out"]
+    """What should be reconstructed, in normalized units."""
+    variance: float
+    """E|target - mean|^2 of a sample, in normalized units."""
+    buffers: GradientBuffers | None
+    """Where weight gradients go, for a term that decodes once more."""
+    progress: float = 1.0
+    """Share of the training budget spent so far, 0 to 1."""
+
+
+class Term(abc.ABC):
+    """One named part of an objective."""
+
+    name: str
+
+    @abc.abstractmethod
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        """The term's value, already weighted, dimensionless."""
+
+    def selection(
+        self,
+        sae: SAE,  # noqa: ARG002
+        dead: Bool[Tensor, " d_sae"],  # noqa: ARG002
+    ) -> Selection | None:
+        """Pairs the term needs besides the family's own; found in `Step.forward.extra`."""
+        return None
+
+    @abc.abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings, recorded with the run."""
+
+
+def relative_error(step: Step, recons: Float[Tensor, "token d_out"]) -> Float[Tensor, ""]:
+    """Mean over tokens of |target - recons|^2, over the data's variance."""
+    return (step.targets - recons).square().sum() / (len(recons) * step.variance)
