@@ -48,6 +48,7 @@ LAYERS = (
     "latents",
     "exporting",
     "run_folders",
+    "recipes",
     "planning",
     "doctor",
     "quickstart",

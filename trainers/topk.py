@@ -14,64 +14,38 @@ rate rises and falls linearly at the two ends.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 from saelab.activation_functions import TopK
 from saelab.cli.programs import run_program
 from saelab.objectives import AuxK, Reconstruction
-from saelab.run_folders import record_store
-from saelab.sae import SAE
-from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
-from saelab.training import TrainResult, train
+from saelab.recipes import Recipe, make_dictionary
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TopKRecipe(Recipe):
     """A TopK dictionary."""
 
-    hook: str | None = None
-    """Hook point, if the store has several."""
-    d_sae: int = 4608
-    """Latents; 8 times the width of the default model."""
     k: int = 32
     """Latents per token."""
     auxk: float = 1 / 32
     """Weight of the AuxK term."""
-    tokens: int = 1_500_000
-    """Training budget in tokens."""
-    batch_size: int = 2048
-    """Tokens per step; the paper's 131,072 would leave a small budget with too few steps."""
-    lr: float | None = None
-    """Peak learning rate; None for 1e-3 * sqrt(4608 / d_sae), the paper's scaling."""
-    seed: int = 0
-    """Of the decoder's start and of the order of the data."""
 
+    def activation(self) -> TopK:
+        """The k largest."""
+        return TopK(self.k)
 
-def make(
-    recipe: Recipe, store: Path, out: Path, progress: Callable[[int, int, str], None] | None = None
-) -> TrainResult:
-    """Train one dictionary on a store; run again to go on after an interruption."""
-    activations = ActivationStore.open(store, recipe.hook)
-    sae = SAE(
-        activations.d_in, recipe.d_sae, TopK(recipe.k), hook=activations.hook, seed=recipe.seed
-    )
-    config = TrainConfig(
-        tokens=recipe.tokens, batch_size=recipe.batch_size, lr=recipe.lr, seed=recipe.seed
-    )
-    terms = (Reconstruction(), AuxK(coefficient=recipe.auxk))
-    result = train(sae, activations, config, out, terms=terms, progress=progress)
-    record_store(out, store)
-    return result
+    def terms(self) -> tuple[Reconstruction, AuxK]:
+        """Squared error, and AuxK."""
+        return Reconstruction(), AuxK(coefficient=self.auxk)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the recipe from the command line."""
-    return run_program("python -m trainers.topk", __doc__ or "", Recipe, make, argv)
+    return run_program("python -m trainers.topk", __doc__ or "", TopKRecipe, make_dictionary, argv)
 
 
 if __name__ == "__main__":

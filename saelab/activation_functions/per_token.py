@@ -77,7 +77,7 @@ class TopK(ActivationFunction):
     @property
     def target_l0(self) -> float:
         """K."""
-        return self.k
+        return float(self.k)
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
@@ -141,7 +141,7 @@ class AbsTopK(ActivationFunction):
     @property
     def target_l0(self) -> float:
         """K."""
-        return self.k
+        return float(self.k)
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
@@ -203,7 +203,7 @@ class GroupMax(ActivationFunction):
     @property
     def target_l0(self) -> float:
         """K."""
-        return self.k
+        return float(self.k)
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse groups of unequal size."""

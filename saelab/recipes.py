@@ -1,0 +1,76 @@
+"""What every recipe in trainers/ does: open a store, train one dictionary on it, say where from.
+
+A recipe is a frozen dataclass that names an activation function and the terms of an objective; its
+fields are the flags of its program.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saelab.activation_functions import ActivationFunction
+from saelab.objectives import Term
+from saelab.run_folders import record_store
+from saelab.sae import SAE
+from saelab.store import ActivationStore
+from saelab.train_config import TrainConfig
+from saelab.training import TrainResult, train
+
+__all__ = ["Recipe", "make_dictionary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(abc.ABC):
+    """The settings that every family has; a recipe adds its own."""
+
+    hook: str | None = None
+    """Hook point, if the store has several."""
+    d_sae: int = 4608
+    """Latents; 8 times the width of the default model."""
+    tokens: int = 1_500_000
+    """Training budget in tokens."""
+    batch_size: int = 2048
+    """Tokens per step; the papers' much larger ones leave a small budget with too few steps."""
+    lr: float | None = None
+    """Peak learning rate; None for 1e-3 * sqrt(4608 / d_sae)."""
+    seed: int = 0
+    """Of the decoder's start and of the order of the data."""
+
+    @abc.abstractmethod
+    def activation(self) -> ActivationFunction:
+        """From pre-activations to latents."""
+
+    @abc.abstractmethod
+    def terms(self) -> Sequence[Term]:
+        """What is minimized."""
+
+
+def make_dictionary(
+    recipe: Recipe,
+    store: Path,
+    out: Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> TrainResult:
+    """Train one dictionary on a store; run again to go on after an interruption.
+
+    Args:
+        recipe: Family, sizes and budget.
+        store: Folder of a finished harvest.
+        out: Run folder.
+        progress: Called after every step.
+    """
+    activations = ActivationStore.open(store, recipe.hook)
+    sae = SAE(
+        activations.d_in,
+        recipe.d_sae,
+        recipe.activation(),
+        hook=activations.hook,
+        seed=recipe.seed,
+    )
+    config = TrainConfig(
+        tokens=recipe.tokens, batch_size=recipe.batch_size, lr=recipe.lr, seed=recipe.seed
+    )
+    result = train(sae, activations, config, out, terms=recipe.terms(), progress=progress)
+    record_store(out, store)
+    return result
