@@ -216,6 +216,8 @@ class Trainer:
                 self._buffers.add(parameter, parameter.grad)
                 parameter.grad = None
         self._buffers.finish()
+        for term in self.terms:
+            term.update(step)
         sae.activation.observe(forward.latents[forward.latents != 0].detach())
         with torch.no_grad():
             fired = torch.bincount(

@@ -233,6 +233,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     """A real refusal by the system: the process may not write files over 20 kB."""
     code = f"""
 import resource, sys
+from saelab.errors import DiskFullError
 from tests.test_training import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,10 +1,11 @@
 """JumpReLU: every latent learns the threshold above which it counts.
 
     f = z where z > threshold, else 0                  z = W_enc (x - b_dec) + b_enc
-    loss = |x - x_hat|^2 / variance + 3 (L0 / target - 1)^2
+    loss = |x - x_hat|^2 / variance + (L0 / target - 1)^2 + pressure (L0 / target - 1)
 
 Rajamanoharan, Lieberum, Sonnerat, Conmy, Varma, Kramar, Nanda 2024, "Jumping ahead: improving
-reconstruction fidelity with JumpReLU sparse autoencoders", with the target in place of a penalty.
+reconstruction fidelity with JumpReLU sparse autoencoders", with the target in place of a penalty and a
+pressure that grows until it is met.
 Different: b_dec is subtracted from the input, Adam keeps its usual momentum, and the window is
 wider than the paper's, whose budget is a thousand times larger.
 

@@ -65,6 +65,7 @@ class JumpReLU(ActivationFunction):
     """
 
     name = "jumprelu"
+    pressure: Tensor
 
     def __init__(self, threshold: float | None = None, bandwidth: float | None = None) -> None:
         super().__init__()
@@ -73,6 +74,8 @@ class JumpReLU(ActivationFunction):
                 raise ConfigError(f"JumpReLU({label}={value}) must be positive.")
         self.start, self.bandwidth = threshold, bandwidth
         self.threshold = nn.Parameter(torch.empty(0))
+        # What a target on L0 has built up during training; inference does not need it.
+        self.register_buffer("pressure", torch.zeros((), dtype=torch.float64))
 
     def setup(self, d_in: int, d_sae: int) -> None:
         """Make one threshold a latent, kept in float32: in bfloat16 it would not move."""

@@ -48,6 +48,12 @@ class Term(abc.ABC):
         """Pairs the term needs besides the family's own; found in `Step.forward.extra`."""
         return None
 
+    def update(self, step: Step) -> None:
+        """Learn from a finished step, after its gradients and before the optimizer.
+
+        State lives in buffers of the dictionary, so that checkpoints hold it.
+        """
+
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Name and settings, recorded with the run."""

@@ -53,29 +53,34 @@ class L1(Term):
 class TargetL0(Term):
     """Drive the mean number of active latents of a JumpReLU dictionary to a target.
 
-        coefficient * ramp * (L0 / target - 1)^2
-        L0 = mean over tokens of sum_i [z_i > threshold_i]
+        excess = L0 / target - 1,  L0 = mean over tokens of sum_i [z_i > threshold_i]
+        ramp * (coefficient * excess^2 + pressure * excess)
+        pressure <- pressure + rate * excess     after each step, once ramp is 1 and |excess| < 1/2
 
-    with the window's gradient to the thresholds and none to the encoder. A target says what one
-    wants; a plain penalty has to be swept over decades to find it.
+    with the window's gradient to the thresholds and none to the encoder. The quadratic alone stops
+    short of its target, where its slope equals what one more latent gains in reconstruction; the
+    pressure is the multiplier that makes up for it, as in an augmented Lagrangian. Far from the
+    target it rests, so that the way there builds up nothing that has to be undone.
 
-    Source: Rajamanoharan et al. 2024, appendix.
+    Source: Rajamanoharan et al. 2024, appendix, for the quadratic; the pressure is ours.
     """
 
     target: float = 32.0
     """Active latents per token."""
-    coefficient: float = 3.0
-    """Weight of the term; large, because the quadratic is weak near its minimum."""
+    coefficient: float = 1.0
+    """Weight of the quadratic."""
+    rate: float = 0.01
+    """How fast the pressure follows the excess, per step."""
     warmup: float = 0.1
     """Share of the budget over which the weight rises from 0."""
 
     name = "l0"
 
     def __post_init__(self) -> None:
-        if self.target <= 0 or self.coefficient <= 0:
+        if self.target <= 0 or self.coefficient <= 0 or self.rate < 0:
             raise ConfigError(
-                f"TargetL0(target={self.target}, coefficient={self.coefficient}): both must be "
-                "positive."
+                f"TargetL0(target={self.target}, coefficient={self.coefficient}, "
+                f"rate={self.rate}): target and coefficient must be positive, rate not negative."
             )
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
@@ -84,9 +89,22 @@ class TargetL0(Term):
         if not isinstance(activation, JumpReLU):
             raise ConfigError(f"TargetL0 needs a JumpReLU dictionary; this one has {activation}.")
         active = activation.active(forward.pre_acts, forward.pairs.indices)
-        l0 = active.sum() / forward.pairs.n_tokens
-        ramp = min(1.0, step.progress / self.warmup if self.warmup else 1.0)
-        return self.coefficient * ramp * (l0 / self.target - 1).square()
+        excess = active.sum() / forward.pairs.n_tokens / self.target - 1
+        pressure = activation.pressure.to(excess.dtype)
+        return self._ramp(step) * (self.coefficient * excess.square() + pressure * excess)
+
+    @torch.no_grad()
+    def update(self, step: Step) -> None:
+        """Move the pressure."""
+        activation, forward = step.sae.activation, step.forward
+        if isinstance(activation, JumpReLU) and self._ramp(step) == 1:
+            active = (forward.latents != 0).sum() / forward.pairs.n_tokens
+            excess = active / self.target - 1
+            if excess.abs() < 0.5:
+                activation.pressure += self.rate * excess
+
+    def _ramp(self, step: Step) -> float:
+        return min(1.0, step.progress / self.warmup if self.warmup else 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
@@ -94,5 +112,6 @@ class TargetL0(Term):
             "name": self.name,
             "target": self.target,
             "coefficient": self.coefficient,
+            "rate": self.rate,
             "warmup": self.warmup,
         }
