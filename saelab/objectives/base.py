@@ -48,7 +48,7 @@ class Term(abc.ABC):
         """Pairs the term needs besides the family's own; found in `Step.forward.extra`."""
         return None
 
-    def update(self, step: Step) -> None:
+    def update(self, step: Step) -> None:  # noqa: B027
         """Learn from a finished step, after its gradients and before the optimizer.
 
         State lives in buffers of the dictionary, so that checkpoints hold it.
