@@ -4,9 +4,9 @@
     loss = |x - x_hat|^2 / variance + (L0 / target - 1)^2 + pressure (L0 / target - 1)
 
 Rajamanoharan, Lieberum, Sonnerat, Conmy, Varma, Kramar, Nanda 2024, "Jumping ahead: improving
-reconstruction fidelity with JumpReLU sparse autoencoders", with the target in place of a penalty and a
-pressure that grows until it is met.
-Different: b_dec is subtracted from the input, Adam keeps its usual momentum, and the window is
+reconstruction fidelity with JumpReLU sparse autoencoders", with the target in place of a penalty
+and a pressure that grows until it is met. Different: b_dec is subtracted from the input, Adam keeps
+its usual momentum, and the window is
 wider than the paper's, whose budget is a thousand times larger.
 
     python -m trainers.jumprelu runs/acts runs/jumprelu --d-sae 4608 --k 32
