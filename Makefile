@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Small models gain nothing from a second thread, and two test workers share two cores.
 TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=10
 
-.PHONY: help install quickstart test test-slow check format bench golden clean
+.PHONY: help install quickstart test test-slow check format bench peers golden clean
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,6 +46,8 @@ format: $(STAMP)  ## rewrite the code in the house format
 bench: $(STAMP)  ## measure speed on this machine
 	for program in benchmarks/*.py; do echo "== $$program"; $(PY) "$$program"; done
 
+peers: $(PEERS)/.installed  ## install the libraries we are compared with, in .venv-peers
+
 golden: $(STAMP) $(PEERS)/.installed  ## write the golden files again, with the libraries they are for
 	$(PY) -m tests.golden.saelens.write
 	$(PEERS)/bin/python tests/golden/saelens/make.py
@@ -59,8 +61,10 @@ $(PEERS)/.installed: constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH)
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH) sae-lens==6.54.12
+	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH) \
+		natsort simple-parsing schedulefree 'python-socketio[client]' ipython pillow
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off --no-deps \
-		dictionary-learning==0.1.0 eai-sparsify==1.3.3
+		dictionary-learning==0.1.0 eai-sparsify==1.3.3 nnsight==0.3.7
 	touch $@
 
 # torch comes first and alone, so that a failure of the largest download is plain to see; the
