@@ -9,16 +9,13 @@ manifest included, with those of a harvest that was left alone. Prints one line 
 status 1 if a single byte differs.
 """
 
-import argparse
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.killing import KillReport, kill_repeatedly
+from benchmarks.killing import KillReport, kill_program, kill_repeatedly
 from saelab.harvesting import harvest
 from saelab.models import load_model
 from saelab.tokens import Tokens
@@ -73,20 +70,5 @@ def kill_harvests(folder: Path, kills: int, seed: int = 0, kills_per_round: int 
     return kill_repeatedly(harvest_tiny, folder, kills, seed=seed, kills_per_round=kills_per_round)
 
 
-def main() -> None:
-    """Run it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="how many kills (20)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments (0)")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        report = kill_harvests(Path(scratch), arguments.kills, arguments.seed)
-    print(
-        f"{report.kills} kills over {report.rounds} harvests, with {report.after_kills} data files "
-        f"in place; files that differ from an uninterrupted harvest: {report.differences or 'none'}"
-    )
-    sys.exit(1 if report.differences else 0)
-
-
 if __name__ == "__main__":
-    main()
+    kill_program(__doc__ or "", kill_harvests)

@@ -9,15 +9,12 @@ but the clock's, with those of a run that was left alone. Prints one line and ex
 if a single byte differs.
 """
 
-import argparse
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.killing import KillReport, kill_repeatedly
+from benchmarks.killing import KillReport, kill_program, kill_repeatedly
 from saelab.activation_functions import TopK
 from saelab.planted import PlantedAtoms
 from saelab.sae import SAE
@@ -50,20 +47,5 @@ def kill_trainings(folder: Path, kills: int, seed: int = 0) -> KillReport:
     return kill_repeatedly(train_small, folder, kills, seed=seed)
 
 
-def main() -> None:
-    """Run it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="how many kills (20)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments (0)")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        report = kill_trainings(Path(scratch), arguments.kills, arguments.seed)
-    print(
-        f"{report.kills} kills over {report.rounds} runs; files that differ from an uninterrupted "
-        f"run: {report.differences or 'none'}"
-    )
-    sys.exit(1 if report.differences else 0)
-
-
 if __name__ == "__main__":
-    main()
+    kill_program(__doc__ or "", kill_trainings)

@@ -7,17 +7,20 @@ The processes are forked from a server that has imported everything, so that a k
 than the work it undoes.
 """
 
+import argparse
 import hashlib
 import multiprocessing
 import random
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-__all__ = ["KillReport", "Work", "file_hashes", "kill_repeatedly"]
+__all__ = ["KillReport", "Work", "file_hashes", "kill_program", "kill_repeatedly"]
 
 Work = Callable[[Path, Callable[[], None]], None]
 """Does the work in a folder, continuing what it finds there; it calls its second argument when its
@@ -94,6 +97,26 @@ def kill_repeatedly(
         shutil.rmtree(place)
         rounds += 1
     return KillReport(done, rounds, differences, after)
+
+
+def kill_program(text: str, kill: Callable[[Path, int, int], KillReport]) -> None:
+    """The program around a `kill(folder, kills, seed)`: prints one line, exits 1 on a difference.
+
+    Args:
+        text: Its description.
+        kill: What to run.
+    """
+    parser = argparse.ArgumentParser(description=text.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20, help="how many kills (20)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments (0)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        report = kill(Path(scratch), arguments.kills, arguments.seed)
+    print(
+        f"{report.kills} kills over {report.rounds} rounds, {report.after_kills} data files in "
+        f"place; files that differ from an uninterrupted one: {report.differences or 'none'}"
+    )
+    sys.exit(1 if report.differences else 0)
 
 
 def _run(work: Work, folder: Path, kill_after: float | None, timeout: float) -> float | None:

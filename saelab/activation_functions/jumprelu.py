@@ -91,7 +91,7 @@ class JumpReLU(ActivationFunction):
         return self.bandwidth
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """F = z where z > threshold, else 0."""
+        """f = z where z > threshold, else 0."""
         return zeros_except(pre_acts, pre_acts > self.threshold)
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:

@@ -53,7 +53,7 @@ class _Budget(ActivationFunction, abc.ABC):
 
     @property
     def target_l0(self) -> float:
-        """K."""
+        """k."""
         return self.k
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
@@ -66,7 +66,7 @@ class _Budget(ActivationFunction, abc.ABC):
         self._n_latents = d_sae
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """F = z where its strength exceeds the threshold, else 0."""
+        """f = z where its strength exceeds the threshold, else 0."""
         return zeros_except(pre_acts, self._active(pre_acts))
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
@@ -78,7 +78,7 @@ class _Budget(ActivationFunction, abc.ABC):
         pre_acts: Float[Tensor, " pair"],
         indices: Int[Tensor, " pair"],  # noqa: ARG002
     ) -> Float[Tensor, " pair"]:
-        """F = z: selected entries are positive, or signed."""
+        """f = z: selected entries are positive, or signed."""
         return pre_acts
 
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:

@@ -1,5 +1,6 @@
 """Activation functions that decide token by token and have nothing to learn."""
 
+import abc
 from typing import Any, final
 
 import torch
@@ -25,7 +26,7 @@ class ReLU(ActivationFunction):
     name = "relu"
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """F = max(z, 0)."""
+        """f = max(z, 0)."""
         return pre_acts.relu()
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
@@ -37,7 +38,7 @@ class ReLU(ActivationFunction):
         pre_acts: Float[Tensor, " pair"],
         indices: Int[Tensor, " pair"],  # noqa: ARG002
     ) -> Float[Tensor, " pair"]:
-        """F = max(z, 0)."""
+        """f = max(z, 0)."""
         return pre_acts.relu()
 
     def to_json(self) -> dict[str, Any]:
@@ -49,8 +50,40 @@ class ReLU(ActivationFunction):
         return "standard", {}
 
 
+class _FixedNumber(ActivationFunction, abc.ABC):
+    """The same number of latents for every token, at most."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise ConfigError(
+                f"{type(self).__name__}(k={k}) keeps no latent; k is the number kept per token."
+            )
+        self.k = k
+
+    @property
+    def target_l0(self) -> float:
+        """k."""
+        return float(self.k)
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and k."""
+        return {"name": self.name, "k": self.k}
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"k={self.k}"
+
+    def _fits(self, d_sae: int) -> None:
+        if self.k > d_sae:
+            raise ConfigError(
+                f"{type(self).__name__}(k={self.k}) asks for more latents than the dictionary has "
+                f"(d_sae={d_sae})."
+            )
+
+
 @final
-class TopK(ActivationFunction):
+class TopK(_FixedNumber):
     """Keep the k largest pre-activations of each token, then clip at zero.
 
         f = ReLU(TopK_k(z))
@@ -70,21 +103,12 @@ class TopK(ActivationFunction):
 
     name = "topk"
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = _positive("TopK", k)
-
-    @property
-    def target_l0(self) -> float:
-        """K."""
-        return float(self.k)
-
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
-        _fits("TopK", self.k, d_sae)
+        self._fits(d_sae)
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """F = ReLU(TopK_k(z))."""
+        """f = ReLU(TopK_k(z))."""
         values, indices = pre_acts.topk(self.k, dim=-1)
         return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())
 
@@ -97,24 +121,16 @@ class TopK(ActivationFunction):
         pre_acts: Float[Tensor, " pair"],
         indices: Int[Tensor, " pair"],  # noqa: ARG002
     ) -> Float[Tensor, " pair"]:
-        """F = max(z, 0)."""
+        """f = max(z, 0)."""
         return pre_acts.relu()
-
-    def to_json(self) -> dict[str, Any]:
-        """Name and k."""
-        return {"name": self.name, "k": self.k}
 
     def saelens(self) -> tuple[str, dict[str, Any]]:
         """SAELens's topk, which clips at zero too."""
         return "topk", {"k": self.k, "rescale_acts_by_decoder_norm": False}
 
-    def extra_repr(self) -> str:
-        """Shown by print."""
-        return f"k={self.k}"
-
 
 @final
-class AbsTopK(ActivationFunction):
+class AbsTopK(_FixedNumber):
     """Keep the k pre-activations of largest size, with their sign.
 
         f = z where |z| is among the k largest of the token, else 0
@@ -134,18 +150,9 @@ class AbsTopK(ActivationFunction):
     name = "abstopk"
     signed = True
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = _positive("AbsTopK", k)
-
-    @property
-    def target_l0(self) -> float:
-        """K."""
-        return float(self.k)
-
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
-        _fits("AbsTopK", self.k, d_sae)
+        self._fits(d_sae)
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The k entries of largest size, with their sign."""
@@ -161,24 +168,16 @@ class AbsTopK(ActivationFunction):
         pre_acts: Float[Tensor, " pair"],
         indices: Int[Tensor, " pair"],  # noqa: ARG002
     ) -> Float[Tensor, " pair"]:
-        """F = z."""
+        """f = z."""
         return pre_acts
-
-    def to_json(self) -> dict[str, Any]:
-        """Name and k."""
-        return {"name": self.name, "k": self.k}
 
     def saelens(self) -> tuple[str, dict[str, Any]]:
         """SAELens's abstopk."""
         return "abstopk", {"k": self.k, "rescale_acts_by_decoder_norm": False}
 
-    def extra_repr(self) -> str:
-        """Shown by print."""
-        return f"k={self.k}"
-
 
 @final
-class GroupMax(ActivationFunction):
+class GroupMax(_FixedNumber):
     """Split the latents into k groups of neighbors; each token keeps each group's largest.
 
         f_i = max(z_i, 0) if z_i is the largest of its group, else 0
@@ -195,15 +194,6 @@ class GroupMax(ActivationFunction):
     """
 
     name = "groupmax"
-
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = _positive("GroupMax", k)
-
-    @property
-    def target_l0(self) -> float:
-        """K."""
-        return float(self.k)
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse groups of unequal size."""
@@ -232,26 +222,5 @@ class GroupMax(ActivationFunction):
         pre_acts: Float[Tensor, " pair"],
         indices: Int[Tensor, " pair"],  # noqa: ARG002
     ) -> Float[Tensor, " pair"]:
-        """F = max(z, 0)."""
+        """f = max(z, 0)."""
         return pre_acts.relu()
-
-    def to_json(self) -> dict[str, Any]:
-        """Name and number of groups."""
-        return {"name": self.name, "k": self.k}
-
-    def extra_repr(self) -> str:
-        """Shown by print."""
-        return f"k={self.k}"
-
-
-def _positive(name: str, k: int) -> int:
-    if k < 1:
-        raise ConfigError(f"{name}(k={k}) keeps no latent; k is the number kept per token.")
-    return k
-
-
-def _fits(name: str, k: int, d_sae: int) -> None:
-    if k > d_sae:
-        raise ConfigError(
-            f"{name}(k={k}) asks for more latents than the dictionary has (d_sae={d_sae})."
-        )
