@@ -311,6 +311,15 @@ def test_training_imports_neither_wandb_nor_tensorboard():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.fixture
+def one_thread():
+    """Small matrices gain nothing from a second thread, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def planted_run(d_sae, terms, store, untied):
     sae = SAE(64, d_sae, TopK(5))
     if untied:
@@ -325,6 +334,7 @@ def planted_run(d_sae, terms, store, untied):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:.*of the latents fired on none")
 def test_planted_atoms_come_back_and_auxk_is_what_brings_the_last_of_them():
     """The bars of Gao et al.'s recipe on planted data: 128 atoms in 64 dimensions, L0 about 5."""
