@@ -64,6 +64,8 @@ class QuickstartConfig:
     """Training budget in tokens: several passes over the store."""
     batch_size: int = 2048
     """Tokens per step."""
+    lr: float | None = None
+    """Peak learning rate; None for the default of `TrainConfig`."""
     seed: int = 0
     """Of the documents read and held out, the dictionary's start and the order of the data."""
 
@@ -198,7 +200,10 @@ def _train(
 ) -> TrainResult:
     sae = SAE(store.d_in, config.d_sae, TopK(config.k), hook=store.hook, seed=config.seed)
     settings = TrainConfig(
-        tokens=config.train_tokens, batch_size=config.batch_size, seed=config.seed
+        tokens=config.train_tokens,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        seed=config.seed,
     )
     result = train(sae, store, settings, folder / "topk", progress=progress)
     record_store(folder / "topk", folder / "activations")

@@ -33,7 +33,7 @@ class Recipe(abc.ABC):
     batch_size: int = 2048
     """Tokens per step; the papers' much larger ones leave a small budget with too few steps."""
     lr: float | None = None
-    """Peak learning rate; None for 1e-3 * sqrt(4608 / d_sae)."""
+    """Peak learning rate; None for 2e-3 * sqrt(4608 / d_sae)."""
     seed: int = 0
     """Of the decoder's start and of the order of the data."""
 

@@ -23,7 +23,7 @@ class TrainConfig:
     batch_size: int = 4096
     """Tokens per step."""
     lr: float | None = None
-    """Peak learning rate; None for 1e-3 * sqrt(4608 / d_sae), see docs/training.md."""
+    """Peak learning rate; None for 2e-3 * sqrt(4608 / d_sae), see docs/training.md."""
     warmup: float = 0.05
     """Share of the budget over which the learning rate rises from 0."""
     decay: float = 0.2
@@ -85,7 +85,7 @@ class TrainConfig:
 
     def peak_lr(self, d_sae: int) -> float:
         """`lr` with its default worked out."""
-        return 1e-3 * (4608 / d_sae) ** 0.5 if self.lr is None else self.lr
+        return 2e-3 * (4608 / d_sae) ** 0.5 if self.lr is None else self.lr
 
     def to_json(self) -> dict[str, Any]:
         """Every field."""
