@@ -293,6 +293,11 @@ class Trainer:
             "format": "saelab-run",
             "version": 1,
             "config": self.config.to_json(),
+            # Defaults are worked out here, so that a run is never continued under other ones.
+            "resolved": {
+                "peak_lr": self.config.peak_lr(self.sae.d_sae),
+                "dead_after": self.config.dead_after,
+            },
             "sae": sae,
             "terms": [term.to_json() for term in self.terms],
             "data": self.store.identity,
@@ -373,7 +378,7 @@ def _check_same_run(folder: Path, manifest: dict[str, Any]) -> None:
     found = read_json(folder / "run.json", "a run's description")
     different = [
         f"{part}.{key}: {found.get(part, {}).get(key)!r} there, {value!r} asked"
-        for part in ("config", "sae", "data")
+        for part in ("config", "resolved", "sae", "data")
         for key, value in manifest[part].items()
         if found.get(part, {}).get(key) != value
     ]
