@@ -54,9 +54,9 @@ def ours(d_in: int, d_sae: int, batch: int) -> Step:
 
 def saelens(d_in: int, d_sae: int, batch: int) -> Step:
     """SAELens's own trainer step."""
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import LoggingConfig, SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # pyright: ignore[reportMissingImports]
+    from sae_lens.config import LoggingConfig, SAETrainerConfig  # pyright: ignore[reportMissingImports]
+    from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
 
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=K))
     config = SAETrainerConfig(
@@ -85,7 +85,7 @@ def saelens(d_in: int, d_sae: int, batch: int) -> Step:
 
 def dictionary_learning(d_in: int, d_sae: int, batch: int) -> Step:  # noqa: ARG001
     """dictionary_learning's own trainer update."""
-    from dictionary_learning.trainers.top_k import TopKTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer  # pyright: ignore[reportMissingImports]
 
     trainer = TopKTrainer(
         steps=100_000, activation_dim=d_in, dict_size=d_sae, k=K, layer=0, lm_name="x", device="cpu"
@@ -96,8 +96,8 @@ def dictionary_learning(d_in: int, d_sae: int, batch: int) -> Step:  # noqa: ARG
 def sparsify(d_in: int, d_sae: int, batch: int) -> Step:  # noqa: ARG001
     """The coder of sparsify in the steps of its trainer, which itself wants a language model."""
     os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
-    from sparsify.config import SparseCoderConfig
-    from sparsify.sparse_coder import SparseCoder
+    from sparsify.config import SparseCoderConfig  # pyright: ignore[reportMissingImports]
+    from sparsify.sparse_coder import SparseCoder  # pyright: ignore[reportMissingImports]
 
     coder = SparseCoder(d_in, SparseCoderConfig(num_latents=d_sae, k=K), device="cpu")
     optimizer = torch.optim.Adam(coder.parameters(), lr=1e-3)
