@@ -21,6 +21,7 @@ from saelab.errors import (
     Interrupted,
 )
 from saelab.files import folder_lock
+from saelab.metrics import fvu
 from saelab.objectives import AuxK, Reconstruction
 from saelab.planted import PlantedAtoms, recovery
 from saelab.run_logs import read_jsonl
@@ -345,7 +346,11 @@ def test_planted_atoms_come_back_and_auxk_is_what_brings_the_last_of_them():
     without = planted_run(512, [Reconstruction()], store, untied=True)
     with_aux = planted_run(512, [Reconstruction(), AuxK()], store, untied=True)
     assert recovery(planted.atoms, with_aux.W_dec) >= 0.98
-    assert recovery(planted.atoms, with_aux.W_dec) > recovery(planted.atoms, without.W_dec)
+    assert recovery(planted.atoms, with_aux.W_dec) >= recovery(planted.atoms, without.W_dec)
+    # Half the gap in docs/training.md: one atom more or less is rounding, this is not.
+    held_out = planted.sample(20_000, seed=2)
+    missed = [fvu(held_out, sae(held_out).detach()) or 0.0 for sae in (with_aux, without)]
+    assert 0 < missed[0] < missed[1] - 0.002
 
 
 def test_relu_without_an_objective_is_refused_before_the_loop():
