@@ -218,16 +218,15 @@ class Trainer:
         self._buffers.finish()
         for term in self.terms:
             term.update(step)
-        sae.activation.observe(forward.latents[forward.latents != 0].detach())
+        active = forward.latents != 0
+        sae.activation.observe(forward.latents[active].detach())
         with torch.no_grad():
-            fired = torch.bincount(
-                forward.pairs.indices[forward.latents != 0], minlength=sae.d_sae
-            ).bool()
+            fired = torch.bincount(forward.pairs.indices[active], minlength=sae.d_sae).bool()
             self.since_fired += len(inputs)
             self.since_fired[fired] = 0
             spread = (inputs - inputs.mean(0)).square().sum()
             fvu = (inputs - forward.recons).square().sum() / spread
-            l0 = (forward.latents != 0).sum() / len(inputs)
+            l0 = active.sum() / len(inputs)
         return {
             "loss": loss.item(),
             **{name: value.item() for name, value in terms.items()},

@@ -7,6 +7,7 @@ from typing import Any, final
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saelab.activation_functions.base import picks
 from saelab.errors import ConfigError
 from saelab.kernels import sparse_decode, top_k
 from saelab.kernels.encoding import Selected, Selection
@@ -55,10 +56,9 @@ class AuxK(Term):
 
         def select(pre_acts: Tensor) -> Selected:
             candidates = pre_acts[:, indices]
-            strength, place = top_k(sae.activation.strength(candidates), k)
-            row, column = (strength > 0).nonzero(as_tuple=True)
-            chosen = place[row, column]
-            return row, indices[chosen], candidates[row, chosen]
+            strongest = top_k(sae.activation.strength(candidates), k)
+            row, place, values = picks(candidates, *strongest)
+            return row, indices[place], values
 
         return select
 
