@@ -23,29 +23,39 @@ def initialize(sae: SAE, store: ActivationStore, config: TrainConfig) -> float:
     A dictionary whose b_dec is not zero has been trained or set by hand: it keeps both.
 
     Returns:
-        E|x - mean|^2 of a sample in normalized units.
+        E|target - mean|^2 of a sample in normalized units; a transcoder's target is what it writes.
 
     Raises:
         DataError: The sample is constant or not finite.
     """
+    sample = _sample(store, config)
+    target = _sample(store.at(sae.hook_out), config) if sae.hook_out is not None else sample
+    if not sae.b_dec.any():
+        if config.normalize:
+            sae.normalization = Normalization.fit(sample, target if sae.is_transcoder else None)
+        outputs = target.to(sae.device, sae.dtype) * sae.normalization.scale_out
+        if config.center == "mean":
+            sae.b_dec.copy_(outputs.mean(0))
+        elif config.center == "geometric_median":
+            sae.b_dec.copy_(geometric_median(outputs))
+        if not sae.pre_bias and config.center != "zero":
+            # The mean input then starts at pre-activation 0, as b_dec does it with a pre-bias.
+            inputs = sample.to(sae.device, sae.dtype) * sae.normalization.scale_in
+            sae.b_enc.copy_(-(inputs.mean(0) @ sae.W_enc))
+    scaled = target.double() * sae.normalization.scale_out
+    variance = (scaled - scaled.mean(0)).square().sum(1).mean().item()
+    if not variance > 0:
+        raise DataError("All activations of the sample are the same: there is nothing to learn.")
+    return variance
+
+
+def _sample(store: ActivationStore, config: TrainConfig) -> Float[Tensor, "token d"]:
     sample = store.sample(min(SAMPLE_TOKENS, store.n_tokens), seed=config.seed)
     if not torch.isfinite(sample).all():
         raise DataError(f"The activations of {store.hook or 'the store'} hold NaN or infinity.")
     if len(sample) < 2:
         raise DataError("Training needs at least two activations; the store has fewer.")
-    if not sae.b_dec.any():
-        if config.normalize:
-            sae.normalization = Normalization.fit(sample, None)
-        inputs = sample.to(sae.device, sae.dtype) * sae.normalization.scale_in
-        if config.center == "mean":
-            sae.b_dec.copy_(inputs.mean(0))
-        elif config.center == "geometric_median":
-            sae.b_dec.copy_(geometric_median(inputs))
-    scaled = sample.double() * sae.normalization.scale_in
-    variance = (scaled - scaled.mean(0)).square().sum(1).mean().item()
-    if not variance > 0:
-        raise DataError("All activations of the sample are the same: there is nothing to learn.")
-    return variance
+    return sample
 
 
 def geometric_median(

@@ -16,6 +16,7 @@ from saelab.sae import SAE
 from saelab.store import ActivationStore
 from saelab.train_config import TrainConfig
 from saelab.training import TrainResult, train
+from saelab.upkeep import Upkeep
 
 __all__ = ["Recipe", "make_dictionary"]
 
@@ -45,6 +46,20 @@ class Recipe(abc.ABC):
     def terms(self) -> Sequence[Term]:
         """What is minimized."""
 
+    def upkeep(self) -> Sequence[Upkeep]:
+        """What is done between steps; nothing unless a family says otherwise."""
+        return ()
+
+    def training(self) -> TrainConfig:
+        """The loop's settings."""
+        return TrainConfig(
+            tokens=self.tokens, batch_size=self.batch_size, lr=self.lr, seed=self.seed
+        )
+
+    def dictionary(self, store: ActivationStore) -> SAE:
+        """The untrained dictionary."""
+        return SAE(store.d_in, self.d_sae, self.activation(), hook=store.hook, seed=self.seed)
+
 
 def make_dictionary(
     recipe: Recipe,
@@ -61,16 +76,14 @@ def make_dictionary(
         progress: Called after every step.
     """
     activations = ActivationStore.open(store, recipe.hook)
-    sae = SAE(
-        activations.d_in,
-        recipe.d_sae,
-        recipe.activation(),
-        hook=activations.hook,
-        seed=recipe.seed,
+    result = train(
+        recipe.dictionary(activations),
+        activations,
+        recipe.training(),
+        out,
+        terms=recipe.terms(),
+        upkeep=recipe.upkeep(),
+        progress=progress,
     )
-    config = TrainConfig(
-        tokens=recipe.tokens, batch_size=recipe.batch_size, lr=recipe.lr, seed=recipe.seed
-    )
-    result = train(sae, activations, config, out, terms=recipe.terms(), progress=progress)
     record_store(out, store)
     return result

@@ -2,10 +2,11 @@
 
     z = (x * scale_in - b_dec) W_enc + b_enc        pre-activations (b_dec only if pre_bias)
     f = activation(z)                               latents, kept as SparseCodes
-    reconstruction = (f W_dec + b_dec) / scale_out
+    reconstruction = (f W_dec + b_dec + (x * scale_in) W_skip) / scale_out    (W_skip only if skip)
 
-Row i of W_dec is decoder direction i. Which family of dictionary this is depends on the
-activation function here and on the objective it was trained with, never on another class.
+Row i of W_dec is decoder direction i. A dictionary that writes where it reads is an autoencoder;
+one that writes to another hook point is a transcoder. Which family it is depends on the activation
+function here and on the objective it was trained with, never on another class.
 """
 
 from dataclasses import dataclass
@@ -50,28 +51,33 @@ class PairForward:
     latents: Float[Tensor, " pair"]
     """f at those entries."""
     recons: Float[Tensor, "token d_out"]
-    """f W_dec + b_dec."""
+    """f W_dec + b_dec, plus the skip connection if there is one."""
     extra: dict[str, tuple[Pairs, Tensor]]
     """Further pairs and their pre-activations, by the name of the term that asked for them."""
 
 
 @final
 class SAE(nn.Module):
-    """A sparse dictionary of one hook point.
+    """A sparse dictionary that reads one hook point and writes the same one, or another.
 
     Args:
         d_in: Width of the activations it reads.
         d_sae: Number of latents.
         activation: Activation function; `TopK(32)` if not given.
-        hook: Hook point it was trained on, in TransformerLens spelling.
+        hook: Hook point it reads, in TransformerLens spelling.
+        hook_out: Hook point it writes, which makes it a transcoder; None for `hook`.
+        d_out: Width of the activations it writes; None for d_in.
+        skip: Whether a linear path W_skip [d_in, d_out] is added to the reconstruction.
+        tied: Whether W_enc is W_dec transposed, and is kept so by training.
         normalization: Input and output scale; identity if not given (training fits it).
-        pre_bias: Whether b_dec is subtracted from the input.
+        pre_bias: Whether b_dec is subtracted from the input; None for yes, except in a transcoder.
         dtype: Type of the weights.
-        seed: Of the random decoder directions; W_enc starts as W_dec transposed.
+        seed: Of the random directions. W_enc starts as W_dec transposed where their widths agree.
         metadata: Anything JSON can hold about where it came from, saved with it.
 
     Raises:
-        ConfigError: A size is not positive, or the activation function does not fit d_sae.
+        ConfigError: A size is not positive, the activation function does not fit d_sae, or tied
+            weights or a pre-bias are asked of a transcoder.
 
     >>> sae = SAE(4, 8, TopK(2))
     >>> codes = sae.encode(torch.eye(4))
@@ -86,30 +92,50 @@ class SAE(nn.Module):
         activation: ActivationFunction | None = None,
         *,
         hook: str | None = None,
+        hook_out: str | None = None,
+        d_out: int | None = None,
+        skip: bool = False,
+        tied: bool = False,
         normalization: Normalization | None = None,
-        pre_bias: bool = True,
+        pre_bias: bool | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if d_in < 1 or d_sae < 1:
-            raise ConfigError(f"SAE(d_in={d_in}, d_sae={d_sae}): both sizes must be positive.")
-        self.d_in, self.d_out, self.d_sae = d_in, d_in, d_sae
-        self.hook, self.pre_bias, self.seed = hook, pre_bias, seed
+        d_out = d_in if d_out is None else d_out
+        if d_in < 1 or d_sae < 1 or d_out < 1:
+            raise ConfigError(
+                f"SAE(d_in={d_in}, d_sae={d_sae}, d_out={d_out}): sizes must be positive."
+            )
+        self.d_in, self.d_out, self.d_sae = d_in, d_out, d_sae
+        self.hook, self.hook_out = hook, None if hook_out == hook else hook_out
+        self.tied, self.seed = tied, seed
+        self.pre_bias = not self.is_transcoder if pre_bias is None else pre_bias
+        if self.is_transcoder and (tied or self.pre_bias):
+            raise ConfigError(
+                f"SAE(tied={tied}, pre_bias={pre_bias}) cannot be a transcoder, whose b_dec and "
+                "W_dec belong to what it writes, not to what it reads. Leave both out."
+            )
         self.activation = TopK(min(32, d_sae)) if activation is None else activation
         self.activation.setup(d_in, d_sae)
         self.normalization = normalization or Normalization()
         self.metadata: dict[str, Any] = dict(metadata or {})
         generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(d_sae, d_in, generator=generator)
-        directions = (directions / directions.norm(dim=1, keepdim=True)).to(dtype)
+        directions = _unit_rows(d_sae, d_out, generator).to(dtype)
+        encoder = directions.clone() if d_in == d_out else _unit_rows(d_sae, d_in, generator)
         # Both matrices hold one latent per contiguous row, so gathering a latent is one read;
         # W_enc is the transposed view that the field's equations use.
-        self.W_enc = nn.Parameter(directions.clone().T)
+        self.W_enc = nn.Parameter(encoder.to(dtype).T)
         self.b_enc = nn.Parameter(torch.zeros(d_sae, dtype=dtype))
         self.W_dec = nn.Parameter(directions)
-        self.b_dec = nn.Parameter(torch.zeros(d_in, dtype=dtype))
+        self.b_dec = nn.Parameter(torch.zeros(d_out, dtype=dtype))
+        self.W_skip = nn.Parameter(torch.zeros(d_in, d_out, dtype=dtype)) if skip else None
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it writes to another place than it reads."""
+        return self.hook_out is not None or self.d_out != self.d_in
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +149,8 @@ class SAE(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by print."""
-        return f"d_in={self.d_in}, d_sae={self.d_sae}, hook={self.hook!r}"
+        out = f" -> {self.hook_out!r}, d_out={self.d_out}" if self.is_transcoder else ""
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, hook={self.hook!r}{out}"
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> SparseCodes:
         """Latents of activations, in the order of the rows; leading axes are flattened.
@@ -145,12 +172,24 @@ class SAE(nn.Module):
                 pairs.tokens(), pairs.indices, latents, pairs.n_tokens, self.d_sae
             )
 
-    def decode(self, codes: SparseCodes | Tensor) -> Float[Tensor, "*batch d_out"]:
+    def decode(
+        self, codes: SparseCodes | Tensor, x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
         """Reconstruction of latents, in the model's units.
 
         Args:
             codes: Sparse codes, or a dense `[..., d_sae]` matrix.
+            x: The activations they are codes of, which a skip connection also reads.
+
+        Raises:
+            ShapeError: The latents are not d_sae wide.
+            ConfigError: There is a skip connection, and no `x`.
         """
+        if self.W_skip is not None and x is None:
+            raise ConfigError(
+                "This dictionary has a skip connection, so latents alone do not give its "
+                "reconstruction: pass decode(codes, x) the activations too."
+            )
         width = codes.d_sae if isinstance(codes, SparseCodes) else codes.shape[-1]
         if width != self.d_sae:
             raise ShapeError(f"decode got latents of width {width}; d_sae is {self.d_sae}.")
@@ -159,6 +198,9 @@ class SAE(nn.Module):
             recons = sum_rows(pairs, codes.values.to(self.dtype), self.W_dec) + self.b_dec
         else:
             recons = codes.to(self.dtype) @ self.W_dec + self.b_dec
+        if self.W_skip is not None and x is not None:
+            skipped = (self._rows(x) * self.normalization.scale_in) @ self.W_skip
+            recons = recons + skipped.reshape(recons.shape)
         return recons / self.normalization.scale_out
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
@@ -206,6 +248,8 @@ class SAE(nn.Module):
         pairs, pre_acts = parts[0]
         latents = self.activation.at_pairs(pre_acts, pairs.indices)
         recons = sparse_decode(latents, self.W_dec, self.b_dec, pairs, buffers)
+        if self.W_skip is not None:
+            recons = recons + inputs @ self.W_skip
         named = dict(zip(extra, parts[1:], strict=True))
         return PairForward(inputs, pairs, pre_acts, latents, recons, named)
 
@@ -263,8 +307,12 @@ class SAE(nn.Module):
         """Everything but the weights, as JSON can hold it."""
         return {
             "d_in": self.d_in,
+            "d_out": self.d_out,
             "d_sae": self.d_sae,
             "hook": self.hook,
+            "hook_out": self.hook_out,
+            "skip": self.W_skip is not None,
+            "tied": self.tied,
             "pre_bias": self.pre_bias,
             "seed": self.seed,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -275,13 +323,15 @@ class SAE(nn.Module):
 
     def _folded_weights(self) -> dict[str, Tensor]:
         scale_in, scale_out = self.normalization.scale_in, self.normalization.scale_out
-        return {
+        weights = {
             "W_enc": self.W_enc.detach() * scale_in,
             "b_enc": self.b_enc.detach(),
             "W_dec": self.W_dec.detach() / scale_out,
             "b_dec": self.b_dec.detach() / scale_out,
-            **self.activation.file_tensors(),
         }
+        if self.W_skip is not None:
+            weights["W_skip"] = self.W_skip.detach() * (scale_in / scale_out)
+        return {**weights, **self.activation.file_tensors()}
 
     @classmethod
     def _build(cls, weights: dict[str, Tensor], settings: dict[str, Any]) -> "SAE":
@@ -292,6 +342,11 @@ class SAE(nn.Module):
             settings["d_sae"],
             from_json(settings["activation"]),
             hook=settings["hook"],
+            # Dictionaries written before transcoders existed do not say these four.
+            hook_out=settings.get("hook_out"),
+            d_out=settings.get("d_out"),
+            skip=settings.get("skip", False),
+            tied=settings.get("tied", False),
             normalization=normalization,
             pre_bias=settings["pre_bias"],
             dtype=getattr(torch, settings["dtype"]),
@@ -302,9 +357,11 @@ class SAE(nn.Module):
             "W_enc": 1 / normalization.scale_in,
             "W_dec": normalization.scale_out,
             "b_dec": normalization.scale_out,
+            "W_skip": normalization.scale_out / normalization.scale_in,
         }
+        names = _WEIGHTS if sae.W_skip is None else (*_WEIGHTS, "W_skip")
         with torch.no_grad():
-            for name in _WEIGHTS:
+            for name in names:
                 parameter = getattr(sae, name)
                 if weights[name].shape != parameter.shape:
                     raise CheckpointError(
@@ -312,7 +369,7 @@ class SAE(nn.Module):
                         f"{tuple(parameter.shape)}."
                     )
                 parameter.copy_(weights[name] * scale.get(name, 1.0))
-        rest = {name: w for name, w in weights.items() if name not in _WEIGHTS}
+        rest = {name: w for name, w in weights.items() if name not in names}
         sae.activation.load_file_tensors(rest)
         return sae
 
@@ -327,3 +384,8 @@ class SAE(nn.Module):
     def _inputs(self, rows: Tensor) -> Float[Tensor, "token d_in"]:
         inputs = rows * self.normalization.scale_in
         return inputs - self.b_dec if self.pre_bias else inputs
+
+
+def _unit_rows(n: int, width: int, generator: torch.Generator) -> Tensor:
+    directions = torch.randn(n, width, generator=generator)
+    return directions / directions.norm(dim=1, keepdim=True)

@@ -30,6 +30,13 @@ class TrainConfig:
     """Share of the budget, at its end, over which the learning rate falls to 0."""
     clip: float | None = 1.0
     """Largest global gradient norm (after the decoder projection); None for no limit."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """How slowly Adam's mean and mean square of the gradient forget, 0 to 1."""
+    decoder: Literal["unit", "free"] = "unit"
+    """Keep every decoder direction at norm 1, or let norms be learned (then the objective must say
+    what a long one costs)."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that the optimizer leaves alone, such as 'b_dec'."""
     center: Literal["geometric_median", "mean", "zero"] = "geometric_median"
     """Where b_dec starts, measured on a sample of the data."""
     normalize: bool = True
@@ -65,6 +72,8 @@ class TrainConfig:
                 )
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"TrainConfig(lr={self.lr}) must be positive.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"TrainConfig(betas={self.betas}): two numbers from 0 up to 1.")
         if unknown := set(self.mirrors) - set(MIRRORS):
             raise ConfigError(
                 f"TrainConfig(mirrors={self.mirrors}): unknown {sorted(unknown)}; "
@@ -89,4 +98,7 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every field."""
-        return {**asdict(self), "mirrors": list(self.mirrors)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }

@@ -182,7 +182,7 @@ def test_a_wrong_width_is_refused_with_both_widths():
         sae.encode(torch.zeros(3, 6))
     with pytest.raises(ShapeError, match="latents of width 7; d_sae is 12"):
         sae.decode(torch.zeros(3, 7))
-    with pytest.raises(ConfigError, match="both sizes must be positive"):
+    with pytest.raises(ConfigError, match="sizes must be positive"):
         SAE(0, 8)
 
 

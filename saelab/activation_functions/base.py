@@ -1,6 +1,7 @@
 """What every activation function promises."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class ActivationFunction(nn.Module, abc.ABC):
     """Pre-activations to latents, densely (`forward`) and at chosen pairs.
 
     Inference calls `select` and `at_pairs`, a token at a time as it were: nothing may depend on
-    the other tokens of the batch. Training calls `select_training` on each chunk of
+    the other tokens of the batch. Training calls `begin_step`, `select_training` on each chunk of
     pre-activations, then `settle` on the pairs of the whole batch, then `at_pairs`; after the
     optimizer's step, `observe` and `constrain`.
     """
@@ -31,6 +32,8 @@ class ActivationFunction(nn.Module, abc.ABC):
     """How it is called on disk."""
     signed = False
     """Whether latents can be negative."""
+    reads: tuple[str, ...] = ()
+    """Hook points of the store, besides the dictionary's own, that training selections need."""
 
     @property
     def target_l0(self) -> float | None:
@@ -53,6 +56,14 @@ class ActivationFunction(nn.Module, abc.ABC):
         self, pre_acts: Float[Tensor, " pair"], indices: Int[Tensor, " pair"]
     ) -> Float[Tensor, " pair"]:
         """Latents of selected entries, differentiable in `pre_acts` and in own parameters."""
+
+    def begin_step(self, progress: float, extra: Mapping[str, Tensor]) -> None:
+        """Prepare for a training step.
+
+        Args:
+            progress: Share of the training budget spent so far, 0 to 1.
+            extra: The rows of the hook points named in `reads`, in the order of the batch.
+        """
 
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """Every entry that can be active or receive gradient in a training step."""

@@ -49,10 +49,14 @@ class Term(abc.ABC):
         return None
 
     def update(self, step: Step) -> None:  # noqa: B027
-        """Learn from a finished step, after its gradients and before the optimizer.
+        """Learn from a finished step, after its gradients and before the optimizer."""
 
-        State lives in buffers of the dictionary, so that checkpoints hold it.
-        """
+    def state(self) -> dict[str, Tensor]:
+        """What the term remembers from step to step; a checkpoint holds it."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Take back what `state` gave."""
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
