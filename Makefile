@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Small models gain nothing from a second thread, and two test workers share two cores.
 TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=10
 
-.PHONY: help install quickstart test test-slow check format bench peers golden clean
+.PHONY: help install browser quickstart test test-slow check format bench peers golden clean
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,7 +26,13 @@ install: $(STAMP)  ## make .venv with saelab, its tools, the default model and t
 quickstart: $(STAMP)  ## train and read a first dictionary, in about ten minutes
 	$(VENV)/bin/saelab quickstart
 
-test: $(STAMP)  ## the tests, without those that need minutes
+browser:  ## install the browser that the explorer's tests drive, where there is none
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo 'No Chromium was found; the tests in a browser will be skipped. Install one to run them.'; fi
+
+test: $(STAMP) browser  ## the tests, without those that need minutes
 	$(TESTS) -n 2
 
 test-slow: $(STAMP)  ## the tests that need the default model or minutes
@@ -50,7 +56,10 @@ peers: $(PEERS)/.installed  ## install the libraries we are compared with, in .v
 
 golden: $(STAMP) $(PEERS)/.installed  ## write the golden files again, with the libraries they are for
 	$(PY) -m tests.golden.saelens.write
+	$(PY) -m tests.golden.write
 	$(PEERS)/bin/python tests/golden/saelens/make.py
+	$(PEERS)/bin/python tests/golden/dictionary_learning/make.py
+	$(PEERS)/bin/python tests/golden/sparsify/make.py
 
 clean:  ## remove .venv and caches; runs are kept
 	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache build dist
@@ -62,7 +71,7 @@ $(PEERS)/.installed: constraints.txt
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH)
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH) sae-lens==6.54.12
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH) \
-		natsort simple-parsing schedulefree 'python-socketio[client]' ipython pillow
+		numba==$(shell sed -n 's/^numba==//p' constraints.txt) natsort simple-parsing schedulefree 'python-socketio[client]' ipython pillow
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off --no-deps \
 		dictionary-learning==0.1.0 eai-sparsify==1.3.3 nnsight==0.3.7
 	touch $@

@@ -11,16 +11,23 @@ report = saelab.evaluate(sae, model=model, tokens=held_out)
 saelab.look(sae, model, held_out).save_html("runs/topk/first_look.html")
 """
 
-from saelab import corpora, objectives, tokens
+from saelab import corpora, formats, objectives, tokens
 from saelab.activation_functions import (
     AbsTopK,
     BatchAbsTopK,
     BatchTopK,
+    Choice,
+    Gated,
+    GradientTopK,
     GroupMax,
     JumpReLU,
+    MatchingPursuit,
+    NormMatching,
     ReLU,
+    SparseCoding,
     TopK,
 )
+from saelab.atlas import Atlas, AtlasConfig, build_atlas
 from saelab.errors import (
     CheckpointError,
     ConfigError,
@@ -37,13 +44,17 @@ from saelab.errors import (
     StoreError,
 )
 from saelab.evaluation import EvaluateConfig, Evaluation, evaluate
+from saelab.finetuning import FinetuneConfig, FinetuneResult, finetune
+from saelab.formats import export
 from saelab.harvesting import HarvestConfig, harvest
 from saelab.latents import FirstLook, look
 from saelab.models import LanguageModel, load_model
 from saelab.normalization import Normalization
 from saelab.sae import SAE
 from saelab.sparse_codes import SparseCodes
+from saelab.steering import ablate, clamp, intervene, scale, splice, steer
 from saelab.store import ActivationStore
+from saelab.sweeps import sweep
 from saelab.tokens import Tokens
 from saelab.training import TrainConfig, Trainer, TrainResult, train
 
@@ -51,42 +62,63 @@ __all__ = [
     "SAE",
     "AbsTopK",
     "ActivationStore",
+    "Atlas",
+    "AtlasConfig",
     "BatchAbsTopK",
     "BatchTopK",
     "CheckpointError",
+    "Choice",
     "ConfigError",
     "CorpusError",
     "DataError",
     "DiskFullError",
     "EvaluateConfig",
     "Evaluation",
+    "FinetuneConfig",
+    "FinetuneResult",
     "FirstLook",
     "FolderBusyError",
     "FormatError",
+    "Gated",
+    "GradientTopK",
     "GroupMax",
     "HarvestConfig",
     "HookPointError",
     "Interrupted",
     "JumpReLU",
     "LanguageModel",
+    "MatchingPursuit",
     "ModelError",
+    "NormMatching",
     "Normalization",
     "ReLU",
     "SaelabError",
     "ShapeError",
     "SparseCodes",
+    "SparseCoding",
     "StoreError",
     "Tokens",
     "TopK",
     "TrainConfig",
     "TrainResult",
     "Trainer",
+    "ablate",
+    "build_atlas",
+    "clamp",
     "corpora",
     "evaluate",
+    "export",
+    "finetune",
+    "formats",
     "harvest",
+    "intervene",
     "load_model",
     "look",
     "objectives",
+    "scale",
+    "splice",
+    "steer",
+    "sweep",
     "tokens",
     "train",
 ]

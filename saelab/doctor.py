@@ -24,6 +24,7 @@ from saelab.dictionary_files import WEIGHTS_FILE, read_dictionary
 from saelab.errors import CheckpointError, CorpusError, SaelabError, StoreError
 from saelab.evaluation import Evaluation
 from saelab.files import format_bytes, read_json, sha256_of
+from saelab.kernels import backends
 from saelab.models.default_model import cache_folder, default_model_file
 from saelab.sae import SAE
 from saelab.store.manifest import Manifest
@@ -273,6 +274,7 @@ def _devices() -> Iterator[Finding]:
     features = [name for name in ("amx_tile", "avx512_bf16", "avx512f") if name in _cpu_flags()]
     more = f", {', '.join(features)}" if features else ""
     yield Finding("ok", "cpu", f"{capability}{more}; torch uses {threads} threads.")
+    yield Finding("ok", "kernels", backends.describe())
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

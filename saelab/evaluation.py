@@ -1,33 +1,35 @@
 """How good is this dictionary? Reconstruction, sparsity, effect on the model, and its geometry.
 
 Everything is streamed; the numbers do not depend on batch sizes. Positions that are excluded (see
-`fidelity`) are excluded from every number.
+`positions`) are excluded from every number. What a transcoder reconstructs is its target, so every
+number of reconstruction and every edit of the model is of what it writes.
 """
 
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelab.decoder_geometry import DecoderGeometry, decoder_geometry
 from saelab.errors import CheckpointError, ConfigError, ShapeError
 from saelab.evaluation_page import evaluation_page
-from saelab.fidelity import (
-    LossEffects,
-    edited_positions,
-    loss_effects,
-    measured_norm_limit,
-    recorded_norm_limit,
-)
+from saelab.fidelity import LossEffects, loss_effects
 from saelab.files import provenance, read_json, write_bytes
-from saelab.metrics import Reconstruction, ReconstructionMetrics
+from saelab.measuring import (
+    EvaluateConfig,
+    Progress,
+    find_limits,
+    measured_on_model,
+    measured_on_store,
+    recorded,
+)
+from saelab.metrics import Reconstruction
 from saelab.models import LanguageModel
 from saelab.sae import SAE
 from saelab.same_model import mismatches, require_same_model
@@ -36,49 +38,8 @@ from saelab.tokens import Tokens
 
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate"]
 
-Progress = Callable[..., None]
 FORMAT = "saelab-evaluation"
 VERSION = 1
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """How much is measured; every number is of the first tokens of the store or of the rows.
-
-    >>> EvaluateConfig(max_tokens=10_000).rows_per_batch
-    4
-    """
-
-    max_tokens: int = 200_000
-    """Activations for reconstruction and sparsity."""
-    max_loss_tokens: int = 16_384
-    """Token positions for the losses, four full forward passes each; 0 leaves the losses out."""
-    rows_per_batch: int = 4
-    """Token rows at once; the losses hold two sets of logits of this many rows."""
-    chunk: int = 8192
-    """Activations encoded at once."""
-    max_geometry_latents: int = 16_384
-    """Latents whose nearest decoder direction is looked for, evenly spaced; 0 leaves it out."""
-    outlier_factor: float | None = 4.0
-    """Where no store has recorded a limit: positions with a norm above this many times the median
-    are excluded. None keeps all."""
-    allow_other_model: bool = False
-    """Measure even on a model with other weights than the dictionary was trained on."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot work."""
-        for name in ("max_tokens", "rows_per_batch", "chunk"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("max_loss_tokens", "max_geometry_latents"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 (leave out) or more.")
-        if self.outlier_factor is not None and not self.outlier_factor > 1:
-            raise ConfigError(
-                f"outlier_factor={self.outlier_factor} would exclude ordinary activations; use a "
-                "number above 1 (4 is usual), or None."
-            )
 
 
 @final
@@ -87,7 +48,7 @@ class Evaluation:
     """All numbers of one dictionary on one evaluation set, with what they were measured on."""
 
     dictionary: dict[str, Any]
-    """hook, d_in, d_sae and activation function."""
+    """hook, d_in, d_sae and activation function; of a transcoder hook_out and d_out as well."""
     reconstruction: Reconstruction
     """Reconstruction and sparsity."""
     losses: LossEffects | None
@@ -232,7 +193,7 @@ def evaluate(
 
     Args:
         sae: The dictionary.
-        store: Activations at its hook point.
+        store: Activations at its hook point; of a transcoder, at both.
         model: The model it was trained on.
         tokens: Held-out text.
         config: How much to measure.
@@ -249,17 +210,13 @@ def evaluate(
     notes = _check_models(sae, model, store, config.allow_other_model)
     if store is not None:
         store = _at_hook(sae, store, notes)
-    limit = recorded_norm_limit(store) if store is not None else None
-    if limit is None and model is not None and tokens is not None:
-        limit = measured_norm_limit(
-            model, tokens, str(sae.hook), config.outlier_factor, config.rows_per_batch
-        )
+    limits = find_limits(sae, store, model, tokens, config)
     if store is not None:
-        metrics, excluded = _from_store(sae, store, config, progress), {}
+        metrics, excluded = measured_on_store(sae, store, config, progress), {}
     else:
         assert model is not None
         assert tokens is not None
-        metrics, excluded = _from_model(sae, model, tokens, limit, config, progress)
+        metrics, excluded = measured_on_model(sae, model, tokens, limits, config, progress)
     losses = None
     if model is not None and tokens is not None and config.max_loss_tokens:
         losses = loss_effects(
@@ -267,7 +224,8 @@ def evaluate(
             model,
             tokens[: max(1, config.max_loss_tokens // tokens.length)],
             metrics.mean,
-            norm_limit=limit,
+            norm_limit=limits[0],
+            norm_limit_out=limits[1],
             rows_per_batch=config.rows_per_batch,
             progress=progress,
         )
@@ -279,7 +237,7 @@ def evaluate(
         losses=losses,
         geometry=_geometry(sae, config),
         data=_data(sae, store, model, tokens),
-        excluded={"norm_limit": limit, **excluded},
+        excluded={**recorded(sae, limits), **excluded},
         warnings=notes,
         config=dataclasses.asdict(config),
         provenance=provenance(),
@@ -314,53 +272,13 @@ def _at_hook(sae: SAE, store: ActivationStore, notes: list[str]) -> ActivationSt
             f"The store's activations at {store.hook} are {store.d_in} wide; the dictionary reads "
             f"{sae.d_in}. Evaluate it on a store of {sae.hook}."
         )
+    if sae.is_transcoder and store.widths.get(str(sae.hook_out)) != sae.d_out:
+        raise ShapeError(
+            f"The dictionary writes width {sae.d_out} at {sae.hook_out}; the store holds "
+            f"{', '.join(f'{name} ({width})' for name, width in store.widths.items())}. A "
+            "transcoder is evaluated on a store of both its hook points."
+        )
     return store
-
-
-def _add(sae: SAE, metrics: ReconstructionMetrics, x: Tensor) -> None:
-    x = x.to(sae.device).float()
-    codes = sae.encode(x)
-    metrics.update(x, sae.decode(codes), codes)
-
-
-def _from_store(
-    sae: SAE, store: ActivationStore, config: EvaluateConfig, progress: Progress | None
-) -> ReconstructionMetrics:
-    metrics, total = ReconstructionMetrics(), min(config.max_tokens, store.n_tokens)
-    for start in range(0, total, config.chunk):
-        _add(sae, metrics, store.rows(start, min(start + config.chunk, total)).activations)
-        if progress is not None:
-            progress(metrics.n_tokens, total, "reconstruction")
-    return metrics
-
-
-def _from_model(
-    sae: SAE,
-    model: LanguageModel,
-    tokens: Tokens,
-    limit: float | None,
-    config: EvaluateConfig,
-    progress: Progress | None,
-) -> tuple[ReconstructionMetrics, dict[str, int]]:
-    metrics, visited, hook = ReconstructionMetrics(), 0, str(sae.hook)
-    kept = 0
-    for start in range(0, tokens.n_rows, config.rows_per_batch):
-        part = tokens[start : start + config.rows_per_batch]
-        ids = part.ids.to(model.device, torch.int64)
-        found = model.activations(ids, [hook], _mask(part))[hook]
-        chosen = found[edited_positions(found, part.kept, limit)]
-        for piece in chosen[: config.max_tokens - metrics.n_tokens].split(config.chunk):
-            _add(sae, metrics, piece)
-        visited, kept = visited + part.n_tokens, kept + len(chosen)
-        if progress is not None:
-            progress(metrics.n_tokens, min(config.max_tokens, tokens.n_kept), "reconstruction")
-        if metrics.n_tokens >= config.max_tokens:
-            break
-    return metrics, {"visited": visited, "positions": visited - kept}
-
-
-def _mask(tokens: Tokens) -> Tensor | None:
-    return tokens.mask if tokens.padded else None
 
 
 def _geometry(sae: SAE, config: EvaluateConfig) -> DecoderGeometry | None:
@@ -370,8 +288,10 @@ def _geometry(sae: SAE, config: EvaluateConfig) -> DecoderGeometry | None:
 
 
 def _described(sae: SAE) -> dict[str, Any]:
+    out = {"hook_out": sae.hook_out, "d_out": sae.d_out} if sae.is_transcoder else {}
     return {
         "hook": sae.hook,
+        **out,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "activation": repr(sae.activation),

@@ -1,12 +1,9 @@
 """How much of the model's behavior survives when the reconstruction replaces the activations?
 
 Four forward passes of the same tokens: clean; with the reconstruction spliced in at the hook
-point; with zeros there; with the mean activation there. All three edits touch the same positions,
-and every loss averages over the same predictions:
-
-- an edit touches a kept token, not at position 0, whose norm is not an outlier;
-- a prediction counts when it is made from a kept position after position 0, its target is kept,
-  and both belong to the same document.
+point it reconstructs; with zeros there; with the mean activation there. A transcoder reads its own
+hook point in the same pass, and what it makes of it is written at the other. All three edits touch
+the same positions, and every loss averages over the same predictions (see `positions`).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.errors import DataError
-from saelab.models import LanguageModel
+from saelab.models import Edit, LanguageModel
+from saelab.positions import (
+    edited_positions,
+    measured_norm_limit,
+    recorded_norm_limit,
+    scored_predictions,
+)
+from saelab.sae import SAE
 from saelab.sparse_codes import SparseCodes
-from saelab.store import ActivationStore
 from saelab.tokens import Tokens
 
 __all__ = [
@@ -28,13 +31,18 @@ __all__ = [
     "LossEffects",
     "ce_recovered",
     "edited_positions",
+    "kl_per_prediction",
     "kl_score",
     "loss_effects",
+    "loss_per_prediction",
     "measured_norm_limit",
     "next_token_kl",
     "next_token_loss",
+    "nothing_to_score",
+    "reconstruct",
     "recorded_norm_limit",
     "scored_predictions",
+    "written_at",
 ]
 
 EDITS = ("spliced", "zero", "mean")
@@ -152,60 +160,18 @@ def kl_score(spliced: float, ablated: float) -> float | None:
     return (ablated - spliced) / ablated if ablated else None
 
 
-def edited_positions(
-    activations: Float[Tensor, "row pos d"],
-    kept: Bool[Tensor, "row pos"],
-    norm_limit: float | None,
-) -> Bool[Tensor, "row pos"]:
-    """Where a reconstruction is measured and spliced: kept, not position 0, not a norm outlier."""
-    chosen = kept.to(activations.device, copy=True)
-    chosen[:, 0] = False
-    if norm_limit is not None:
-        chosen &= activations.float().norm(dim=-1) <= norm_limit
-    return chosen
+def reconstruct(
+    sae: Dictionary, codes: SparseCodes, x: Float[Tensor, "token d_in"]
+) -> Float[Tensor, "token d_out"]:
+    """What a dictionary makes of activations whose latents are known."""
+    if isinstance(sae, SAE):
+        return sae.decode(codes, x)  # a skip connection reads x
+    return sae.decode(codes)
 
 
-def measured_norm_limit(
-    model: LanguageModel,
-    tokens: Tokens,
-    hook: str,
-    factor: float | None,
-    rows_per_batch: int = 4,
-) -> float | None:
-    """`factor` times the median norm over the first batch's kept positions; None for no limit.
-
-    Raises:
-        DataError: No position of the tokens is kept.
-    """
-    if factor is None:
-        return None
-    for start in range(0, tokens.n_rows, rows_per_batch):
-        part = tokens[start : start + rows_per_batch]
-        if part.n_kept:
-            ids = part.ids.to(model.device, torch.int64)
-            found = model.activations(ids, [hook], part.mask if part.padded else None)[hook]
-            norms = found[part.kept.to(found.device)].float().norm(dim=-1)
-            return float(norms.median()) * factor
-    raise DataError(
-        f"None of the {tokens.n_tokens:,} token positions is kept (all are padding or special "
-        "tokens), so there is nothing to measure. Use other text."
-    )
-
-
-def recorded_norm_limit(store: ActivationStore) -> float | None:
-    """The limit a store on disk was harvested with, at its hook point; None where none is known."""
-    if store.manifest is None:
-        return None
-    return next(one.norm_limit for one in store.manifest.hooks if one.name == store.hook)
-
-
-def scored_predictions(
-    kept: Bool[Tensor, "row pos"], document: Int[Tensor, "row pos"]
-) -> Bool[Tensor, "row pos_minus_one"]:
-    """Which positions' prediction of the next token counts (see the module's first lines)."""
-    counts = kept[:, :-1] & kept[:, 1:] & (document[:, :-1] == document[:, 1:])
-    counts[:, :1] = False
-    return counts
+def written_at(sae: Dictionary) -> str | None:
+    """The hook point that a dictionary reconstructs: a transcoder's target, or what it reads."""
+    return getattr(sae, "hook_out", None) or sae.hook
 
 
 def loss_effects(
@@ -215,17 +181,19 @@ def loss_effects(
     mean: Float[Tensor, " d"],
     *,
     norm_limit: float | None = None,
+    norm_limit_out: float | None = None,
     rows_per_batch: int = 4,
     progress: Callable[..., None] | None = None,
 ) -> LossEffects:
     """Measure the four losses.
 
     Args:
-        sae: The dictionary; `sae.hook` says where the edits go.
+        sae: The dictionary; it says which hook points are read and edited.
         model: The model it reads.
         tokens: What to predict; every row is used.
         mean: The activation that mean ablation writes, in the model's units.
         norm_limit: Positions whose activation is longer are left alone; None for no limit.
+        norm_limit_out: The same of what a transcoder reconstructs.
         rows_per_batch: Rows at once; two sets of logits of this many rows are held.
         progress: Called with (tokens done, tokens in all, what).
 
@@ -240,24 +208,29 @@ def loss_effects(
         ids = part.ids.to(model.device, torch.int64)
         mask = part.mask if part.padded else None
         clean = model.logits(ids, mask)
-        totals["ce_clean"] += float(_losses(clean, ids, scored).sum())
-        edits = _edits(sae, part.kept, mean, norm_limit)
+        totals["ce_clean"] += float(loss_per_prediction(clean, ids, scored).sum())
+        edits = _edits(sae, part.kept, mean, (norm_limit, norm_limit_out))
         for name, edit in edits.items():
-            with model.editing({str(sae.hook): edit}):
+            with model.editing(edit.places(str(sae.hook), str(written_at(sae)))):
                 edited = model.logits(ids, mask)
-            totals[f"ce_{name}"] += float(_losses(edited, ids, scored).sum())
-            totals[f"kl_{name}"] += _kl_sum(clean, edited, scored)
+            totals[f"ce_{name}"] += float(loss_per_prediction(edited, ids, scored).sum())
+            totals[f"kl_{name}"] += float(kl_per_prediction(clean, edited, scored).sum())
         n_predictions += int(scored.sum())
         n_edited += edits["spliced"].n_edited
         if progress is not None:
             progress(start * tokens.length + part.n_tokens, tokens.n_tokens, "losses")
     if not n_predictions:
-        raise DataError(
-            f"None of the {tokens.n_tokens:,} tokens can be scored: no two kept tokens of one "
-            "document follow each other after position 0. Use longer rows or more text."
-        )
+        raise nothing_to_score(tokens)
     means = {name: total / n_predictions for name, total in totals.items()}
     return LossEffects(n_predictions=n_predictions, n_edited=n_edited, **means)
+
+
+def nothing_to_score(tokens: Tokens) -> DataError:
+    """What to raise when no prediction of some tokens counts."""
+    return DataError(
+        f"None of the {tokens.n_tokens:,} tokens can be scored: no two kept tokens of one "
+        "document follow each other after position 0. Use longer rows or more text."
+    )
 
 
 def _names() -> list[str]:
@@ -265,40 +238,69 @@ def _names() -> list[str]:
 
 
 @final
-class _Edit:
-    """Replaces the touched positions of an activation by `write` of them."""
+class _Splice:
+    """Puts `write(what is read, what is there)` at the touched positions of one pass."""
 
     def __init__(
-        self, write: Callable[[Tensor], Tensor], kept: Tensor, norm_limit: float | None
+        self,
+        write: Callable[[Tensor, Tensor], Tensor],
+        kept: Tensor,
+        limits: tuple[float | None, float | None],
     ) -> None:
-        self.write, self.kept, self.norm_limit = write, kept, norm_limit
+        self.write, self.kept, self.limits = write, kept, limits
         self.n_edited = 0
+        self._read: Tensor | None = None
 
-    def __call__(self, activations: Tensor) -> Tensor:
-        touched = edited_positions(activations, self.kept, self.norm_limit)
+    def places(self, hook: str, hook_out: str) -> dict[str, Edit]:
+        """The edits to make: one, or a transcoder's look at its input and its output's edit."""
+        return {hook: self._see, hook_out: self._put} if hook_out != hook else {hook: self._put}
+
+    def _see(self, activations: Tensor) -> Tensor:
+        self._read = activations
+        return activations
+
+    def _put(self, activations: Tensor) -> Tensor:
+        touched = edited_positions(activations, self.kept, self.limits[self._read is not None])
+        read = activations
+        if self._read is not None:
+            read, self._read = self._read, None
+            touched &= edited_positions(read, self.kept, self.limits[0])
         self.n_edited = int(touched.sum())
         edited = activations.clone()
-        edited[touched] = self.write(activations[touched]).to(activations)
+        edited[touched] = self.write(read[touched], activations[touched]).to(activations)
         return edited
 
 
 def _edits(
-    sae: Dictionary, kept: Tensor, mean: Tensor, norm_limit: float | None
-) -> dict[str, _Edit]:
-    written: dict[str, Callable[[Tensor], Tensor]] = {
-        "spliced": lambda x: sae.decode(sae.encode(x.float())),
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.to(x).expand_as(x),
+    sae: Dictionary, kept: Tensor, mean: Tensor, limits: tuple[float | None, float | None]
+) -> dict[str, _Splice]:
+    def spliced(x: Tensor, _: Tensor) -> Tensor:
+        return reconstruct(sae, sae.encode(x.float()), x.float())
+
+    written: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "spliced": spliced,
+        "zero": lambda _, y: torch.zeros_like(y),
+        "mean": lambda _, y: mean.to(y).expand_as(y),
     }
-    return {name: _Edit(written[name], kept, norm_limit) for name in EDITS}
+    return {name: _Splice(written[name], kept, limits) for name in EDITS}
 
 
-def _losses(logits: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
-    """One row at a time: float32 copies of a whole batch of logits would double the peak."""
+def loss_per_prediction(
+    logits: Float[Tensor, "row pos vocab"],
+    ids: Int[Tensor, "row pos"],
+    scored: Bool[Tensor, "row pos_minus_one"],
+) -> Float[Tensor, " prediction"]:
+    """Cross-entropy of the predictions that count, in nats, float64."""
+    # One row at a time: float32 copies of a whole batch of logits would double the peak.
     rows = zip(logits, ids.to(logits.device), scored.to(logits.device), strict=True)
     return torch.cat([next_token_loss(row[:-1][on], target[1:][on]) for row, target, on in rows])
 
 
-def _kl_sum(clean: Tensor, edited: Tensor, scored: Tensor) -> float:
+def kl_per_prediction(
+    clean: Float[Tensor, "row pos vocab"],
+    edited: Float[Tensor, "row pos vocab"],
+    scored: Bool[Tensor, "row pos_minus_one"],
+) -> Float[Tensor, " prediction"]:
+    """KL(clean || edited) of the predictions that count, in nats, float64."""
     rows = zip(clean, edited, scored.to(clean.device), strict=True)
-    return float(sum(next_token_kl(p[:-1][on], q[:-1][on]).sum() for p, q, on in rows))
+    return torch.cat([next_token_kl(p[:-1][on], q[:-1][on]) for p, q, on in rows])

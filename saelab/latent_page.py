@@ -42,8 +42,15 @@ def latent_page(
     n_examples: int | None,
     max_bytes: int,
     opening: int,
+    names: Sequence[str] | None = None,
+    details: Sequence[Sequence[tuple[str, str]]] | None = None,
+    kind: str = "First look",
 ) -> str:
-    """Build the page from the parts of a `FirstLook`; `before` is the peak's place in a window."""
+    """Build the page from the parts of a `FirstLook`; `before` is the peak's place in a window.
+
+    An atlas also gives what each latent is called (`names`), further lines about each (`details`:
+    what it is, and its text), and the `kind` of page.
+    """
     words = _Words(strings)
     sources = _Words(dict(enumerate(document_names)))
     strongest = torch.stack([tail.strength[:, 0] for tail in tails]).amax(0)
@@ -86,15 +93,20 @@ def latent_page(
         "examples": examples,
         **_effect_columns(effects, len(latents), words),
     }
+    if names is not None:
+        data["names"] = list(names)
+    if details is not None:
+        data["details"] = [[list(line) for line in lines] for lines in details]
     data["strings"], data["sources"] = words.texts, sources.texts
     signed = len(tails) == 2
     alive = int((torch.stack([tail.count for tail in tails]).sum(0) > 0).sum())
     body = _body(
+        kind,
         about,
         _lead(about, n_tokens, len(latents), signed, effects is not None),
         _notes(about, effects_missing, n_shown, alive - len(with_examples), signed),
     )
-    title = f"First look at {about['hook']} of {about['model']}"
+    title = f"{kind} at {about['hook']} of {about['model']}"
     return page(title, body, data={"look": data}, scripts=[asset("first_look.js")])
 
 
@@ -230,7 +242,7 @@ def _notes(
     return notes
 
 
-def _body(about: Mapping[str, Any], lead: str, notes: Sequence[str]) -> str:
+def _body(kind: str, about: Mapping[str, Any], lead: str, notes: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     options = "".join(
         f'<option value="{value}">{name}</option>'
@@ -244,7 +256,7 @@ def _body(about: Mapping[str, Any], lead: str, notes: Sequence[str]) -> str:
     )
     return (
         '<main class="look"><header class="top">'
-        f'<p class="eyebrow">First look · {escape(str(about["model"]))}</p>'
+        f'<p class="eyebrow">{escape(kind)} · {escape(str(about["model"]))}</p>'
         f"<h1>{escape(str(about['hook']))}</h1>"
         f'<p class="lead">{escape(lead)}</p>'
         "<details><summary>What is counted and what is left out</summary>"

@@ -9,6 +9,7 @@ the square root of two.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -19,6 +20,9 @@ from torch import Tensor
 from saelab.errors import ConfigError, DataError
 
 __all__ = ["Normalization", "fit_scale"]
+
+_POWERS = {"W_enc": (1, 0), "W_dec": (0, -1), "b_dec": (0, -1), "W_skip": (1, -1)}
+"""Powers of scale_in and scale_out that folding multiplies a weight by; (0, 0) for all others."""
 
 
 @final
@@ -51,6 +55,22 @@ class Normalization:
         """
         scale_in = fit_scale(inputs)
         return cls(scale_in=scale_in, scale_out=scale_in if outputs is None else fit_scale(outputs))
+
+    def folded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that compute the same without scales, bit for bit; latents keep their size.
+
+        >>> Normalization(scale_in=2.0, scale_out=4.0).folded({"W_skip": torch.ones(1)})
+        {'W_skip': tensor([0.5000])}
+        """
+        return {name: weight * self._factor(name) for name, weight in weights.items()}
+
+    def unfolded(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `folded`, to the last bit."""
+        return {name: weight / self._factor(name) for name, weight in weights.items()}
+
+    def _factor(self, name: str) -> float:
+        power_in, power_out = _POWERS.get(name, (0, 0))
+        return self.scale_in**power_in * self.scale_out**power_out
 
     def to_json(self) -> dict[str, float]:
         """For the dictionary's file."""

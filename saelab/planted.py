@@ -20,6 +20,10 @@ from saelab.errors import ConfigError
 __all__ = ["PlantedAtoms", "recovery"]
 
 
+ATOM_STREAM = 1 << 40
+"""Added to the seed of the atoms."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class PlantedAtoms:
@@ -81,7 +85,9 @@ class PlantedAtoms:
         return size * active
 
     def _constants(self) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
+        # A dictionary of the same seed draws its directions from that stream of random numbers, and
+        # would start as the atoms themselves.
+        generator = torch.Generator().manual_seed(ATOM_STREAM + self.seed)
         atoms = torch.randn(self.n_atoms, self.d, generator=generator)
         offset = torch.randn(self.d, generator=generator)
         return (

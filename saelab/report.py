@@ -22,7 +22,7 @@ from saelab.errors import DataError
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-__all__ = ["Card", "Panel", "Table", "embed_json", "figures_page", "page"]
+__all__ = ["Card", "Grid", "Panel", "Table", "embed_json", "figures_page", "page"]
 
 
 @final
@@ -60,6 +60,19 @@ class Table:
     """What the rows share."""
     rows: Sequence[tuple[str, str, str]]
     """Name, value with unit, definition."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Things to compare, one a row."""
+
+    title: str
+    """What the rows are."""
+    columns: Sequence[str]
+    """Names; a column whose every cell is a number, a share or empty is set to the right."""
+    rows: Sequence[Sequence[str]]
+    """A cell for each column."""
 
 
 def embed_json(value: Any) -> str:
@@ -143,6 +156,7 @@ def figures_page(
     panels: Sequence[Panel],
     tables: Sequence[Table],
     notes: Sequence[str],
+    grids: Sequence[Grid] = (),
 ) -> str:
     """A page of numbers and plotly figures, plotly itself inlined once.
 
@@ -155,6 +169,7 @@ def figures_page(
         panels: Figures.
         tables: All numbers.
         notes: How it was measured.
+        grids: Things to compare, above the tables.
     """
     from plotly.offline import get_plotlyjs
 
@@ -165,7 +180,7 @@ def figures_page(
     alarm = "".join(f'<p class="warning" role="alert">{escape(text)}</p>' for text in warnings)
     body = (
         f'<main class="numbers">{header}{alarm}{_cards(cards)}{_panels(panels)}'
-        f"{''.join(_table(table) for table in tables)}{_notes(notes)}</main>"
+        f"{''.join(map(_grid, grids))}{''.join(map(_table, tables))}{_notes(notes)}</main>"
     )
     figures = [panel.figure.to_plotly_json() for panel in panels]
     for figure in figures:
@@ -223,6 +238,32 @@ def _table(table: Table) -> str:
         '</th><th class="number">value</th><th>definition</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></section>"
     )
+
+
+def _grid(grid: Grid) -> str:
+    numeric = [all(_is_number(row[at]) for row in grid.rows) for at in range(len(grid.columns))]
+    kinds = [' class="number"' if is_number else "" for is_number in numeric]
+    head = "".join(
+        f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, grid.columns, strict=True)
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "</tr>"
+        for row in grid.rows
+    )
+    return (
+        f'<section class="grid"><h2>{escape(grid.title)}</h2><div class="wide"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", "").removesuffix("%") or 0)
+    except ValueError:
+        return False
+    return True
 
 
 def _notes(notes: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ one that writes to another hook point is a transcoder. Which family it is depend
 function here and on the objective it was trained with, never on another class.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.activation_functions import ActivationFunction, SelectAgain, TopK, from_json
-from saelab.dictionary_files import read_dictionary, write_dictionary
+from saelab.dictionary_files import fill, read_dictionary, write_dictionary
+from saelab.directions import unit_rows
 from saelab.errors import CheckpointError, ConfigError, ShapeError
 from saelab.kernels import (
     GradientBuffers,
@@ -30,30 +31,13 @@ from saelab.kernels import (
 )
 from saelab.kernels.encoding import Selection
 from saelab.normalization import Normalization
+from saelab.pair_forward import FoundPairs, PairForward, Settle
 from saelab.sparse_codes import SparseCodes
 
-__all__ = ["SAE", "PairForward"]
+__all__ = ["SAE", "FoundPairs", "PairForward", "Settle"]
 
-_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
-
-
-@final
-@dataclass(slots=True, eq=False)
-class PairForward:
-    """One differentiable pass over chosen pairs, all in normalized units."""
-
-    inputs: Float[Tensor, "token d_in"]
-    """What was read, times scale_in."""
-    pairs: Pairs
-    """Which (token, latent) entries were selected."""
-    pre_acts: Float[Tensor, " pair"]
-    """z at those entries."""
-    latents: Float[Tensor, " pair"]
-    """f at those entries."""
-    recons: Float[Tensor, "token d_out"]
-    """f W_dec + b_dec, plus the skip connection if there is one."""
-    extra: dict[str, tuple[Pairs, Tensor]]
-    """Further pairs and their pre-activations, by the name of the term that asked for them."""
+# Dictionaries written before transcoders existed do not say all of these.
+_SETTINGS = ("hook", "hook_out", "d_out", "skip", "tied", "pre_bias", "seed", "metadata")
 
 
 @final
@@ -122,8 +106,8 @@ class SAE(nn.Module):
         self.normalization = normalization or Normalization()
         self.metadata: dict[str, Any] = dict(metadata or {})
         generator = torch.Generator().manual_seed(seed)
-        directions = _unit_rows(d_sae, d_out, generator).to(dtype)
-        encoder = directions.clone() if d_in == d_out else _unit_rows(d_sae, d_in, generator)
+        directions = unit_rows(d_sae, d_out, generator).to(dtype)
+        encoder = directions.clone() if d_in == d_out else unit_rows(d_sae, d_in, generator)
         # Both matrices hold one latent per contiguous row, so gathering a latent is one read;
         # W_enc is the transposed view that the field's equations use.
         self.W_enc = nn.Parameter(encoder.to(dtype).T)
@@ -131,6 +115,7 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(directions)
         self.b_dec = nn.Parameter(torch.zeros(d_out, dtype=dtype))
         self.W_skip = nn.Parameter(torch.zeros(d_in, d_out, dtype=dtype)) if skip else None
+        self.activation.attach(self.W_dec, tied=tied)
 
     @property
     def is_transcoder(self) -> bool:
@@ -164,6 +149,7 @@ class SAE(nn.Module):
         """
         with torch.no_grad():
             inputs = self._inputs(self._rows(x))
+            self.activation.prepare(inputs, self.W_dec)
             ((pairs, pre_acts),) = encode_pairs(
                 inputs, self.W_enc.T, self.b_enc, [self.activation.select]
             )
@@ -232,45 +218,71 @@ class SAE(nn.Module):
             buffers: Where weight gradients are written; None returns them through autograd.
             extra: Further selections made in the same pass over the pre-activations.
         """
+        found = self.select_pairs(inputs, training=training, extra=extra)
+        return self.forward_found(inputs, found, buffers)
+
+    def select_pairs(
+        self,
+        inputs: Float[Tensor, "token d_in"],
+        *,
+        training: bool = False,
+        extra: Mapping[str, Selection] | None = None,
+        settle: Settle | None = None,
+    ) -> dict[str, FoundPairs]:
+        """The first half of `forward_pairs`: which pairs, with their pre-activations.
+
+        Args:
+            inputs: Activations times scale_in.
+            training: Select as the family does in training.
+            extra: Further selections, by name.
+            settle: In place of the activation function's, when these tokens are part of a batch.
+
+        Returns:
+            The family's pairs under "", then the extra ones.
+        """
         extra = extra or {}
+        centred = (inputs - self.b_dec if self.pre_bias else inputs).detach()
+        activation = self.activation
+        first = activation.select_training if training else activation.select
+        while True:
+            activation.prepare(centred, self.W_dec.detach())
+            found = encode_pairs(centred, self.W_enc.T, self.b_enc, [first, *extra.values()])
+            named = dict(zip(("", *extra), found, strict=True))
+            if not training:
+                return named
+            pairs, values = named[""]
+            try:
+                kept = (settle or activation.settle)(pairs, values)
+            except SelectAgain:
+                continue
+            if kept is not None:
+                named[""] = (pairs.filtered(kept), values[kept])
+            return named
+
+    def forward_found(
+        self,
+        inputs: Float[Tensor, "token d_in"],
+        found: Mapping[str, FoundPairs],
+        buffers: GradientBuffers | None = None,
+    ) -> PairForward:
+        """The second half of `forward_pairs`: the differentiable pass over pairs found before."""
         b_pre = self.b_dec if self.pre_bias else None
         centred = inputs - b_pre.detach() if b_pre is not None else inputs
-        found = self._select(centred.detach(), training, list(extra.values()))
-        parts = [
-            (
+        named = {
+            name: (
                 pairs,
                 sparse_pre_activations(
                     values, centred, self.W_enc, self.b_enc, b_pre, pairs, buffers
                 ),
             )
-            for pairs, values in found
-        ]
-        pairs, pre_acts = parts[0]
+            for name, (pairs, values) in found.items()
+        }
+        pairs, pre_acts = named.pop("")
         latents = self.activation.at_pairs(pre_acts, pairs.indices)
         recons = sparse_decode(latents, self.W_dec, self.b_dec, pairs, buffers)
         if self.W_skip is not None:
             recons = recons + inputs @ self.W_skip
-        named = dict(zip(extra, parts[1:], strict=True))
         return PairForward(inputs, pairs, pre_acts, latents, recons, named)
-
-    def _select(
-        self, centred: Tensor, training: bool, extra: list[Selection]
-    ) -> list[tuple[Pairs, Tensor]]:
-        """Pairs and pre-activations of the family's selection, then of the extra ones."""
-        activation = self.activation
-        first = activation.select_training if training else activation.select
-        while True:
-            found = encode_pairs(centred, self.W_enc.T, self.b_enc, [first, *extra])
-            if not training:
-                return found
-            pairs, values = found[0]
-            try:
-                kept = activation.settle(pairs, values)
-            except SelectAgain:
-                continue
-            if kept is not None:
-                found[0] = (pairs.filtered(kept), values[kept])
-            return found
 
     def folded(self) -> "SAE":
         """The same dictionary with its scales inside the weights: every output bit is the same.
@@ -286,7 +298,8 @@ class SAE(nn.Module):
             DiskFullError: No room; an older dictionary in the folder may be partly replaced, and
                 `load` then refuses it.
         """
-        write_dictionary(folder, self._folded_weights(), self.settings(), self.activation.saelens())
+        settings, saelens = self.settings(), self.activation.saelens()
+        write_dictionary(folder, self._folded_weights(), settings, saelens)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "SAE":
@@ -305,16 +318,10 @@ class SAE(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Everything but the weights, as JSON can hold it."""
+        plain = ("d_in", "d_out", "d_sae", "hook", "hook_out", "tied", "pre_bias", "seed")
         return {
-            "d_in": self.d_in,
-            "d_out": self.d_out,
-            "d_sae": self.d_sae,
-            "hook": self.hook,
-            "hook_out": self.hook_out,
+            **{name: getattr(self, name) for name in plain},
             "skip": self.W_skip is not None,
-            "tied": self.tied,
-            "pre_bias": self.pre_bias,
-            "seed": self.seed,
             "dtype": str(self.dtype).removeprefix("torch."),
             "activation": self.activation.to_json(),
             "normalization": self.normalization.to_json(),
@@ -322,54 +329,27 @@ class SAE(nn.Module):
         }
 
     def _folded_weights(self) -> dict[str, Tensor]:
-        scale_in, scale_out = self.normalization.scale_in, self.normalization.scale_out
-        weights = {
-            "W_enc": self.W_enc.detach() * scale_in,
-            "b_enc": self.b_enc.detach(),
-            "W_dec": self.W_dec.detach() / scale_out,
-            "b_dec": self.b_dec.detach() / scale_out,
-        }
-        if self.W_skip is not None:
-            weights["W_skip"] = self.W_skip.detach() * (scale_in / scale_out)
-        return {**weights, **self.activation.file_tensors()}
+        return {**self.normalization.folded(self._weights()), **self.activation.file_tensors()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        found = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        found = found if self.W_skip is None else {**found, "W_skip": self.W_skip}
+        return {name: weight.detach() for name, weight in found.items()}
 
     @classmethod
     def _build(cls, weights: dict[str, Tensor], settings: dict[str, Any]) -> "SAE":
         """A dictionary from folded weights; the settings' normalization is taken out of them."""
-        normalization = Normalization(**settings["normalization"])
         sae = cls(
             settings["d_in"],
             settings["d_sae"],
             from_json(settings["activation"]),
-            hook=settings["hook"],
-            # Dictionaries written before transcoders existed do not say these four.
-            hook_out=settings.get("hook_out"),
-            d_out=settings.get("d_out"),
-            skip=settings.get("skip", False),
-            tied=settings.get("tied", False),
-            normalization=normalization,
-            pre_bias=settings["pre_bias"],
+            normalization=Normalization(**settings["normalization"]),
             dtype=getattr(torch, settings["dtype"]),
-            seed=settings["seed"],
-            metadata=settings["metadata"],
+            **{name: settings[name] for name in _SETTINGS if name in settings},
         )
-        scale = {
-            "W_enc": 1 / normalization.scale_in,
-            "W_dec": normalization.scale_out,
-            "b_dec": normalization.scale_out,
-            "W_skip": normalization.scale_out / normalization.scale_in,
-        }
-        names = _WEIGHTS if sae.W_skip is None else (*_WEIGHTS, "W_skip")
-        with torch.no_grad():
-            for name in names:
-                parameter = getattr(sae, name)
-                if weights[name].shape != parameter.shape:
-                    raise CheckpointError(
-                        f"{name} has shape {tuple(weights[name].shape)} where the settings say "
-                        f"{tuple(parameter.shape)}."
-                    )
-                parameter.copy_(weights[name] * scale.get(name, 1.0))
-        rest = {name: w for name, w in weights.items() if name not in names}
+        own = sae._weights()
+        fill(own, sae.normalization.unfolded({name: weights[name] for name in own}))
+        rest = {name: weight for name, weight in weights.items() if name not in own}
         sae.activation.load_file_tensors(rest)
         return sae
 
@@ -384,8 +364,3 @@ class SAE(nn.Module):
     def _inputs(self, rows: Tensor) -> Float[Tensor, "token d_in"]:
         inputs = rows * self.normalization.scale_in
         return inputs - self.b_dec if self.pre_bias else inputs
-
-
-def _unit_rows(n: int, width: int, generator: torch.Generator) -> Tensor:
-    directions = torch.randn(n, width, generator=generator)
-    return directions / directions.norm(dim=1, keepdim=True)

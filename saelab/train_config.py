@@ -32,6 +32,12 @@ class TrainConfig:
     """Largest global gradient norm (after the decoder projection); None for no limit."""
     betas: tuple[float, float] = (0.9, 0.999)
     """How slowly Adam's mean and mean square of the gradient forget, 0 to 1."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """How Adam's two moments are kept; bfloat16 halves their memory, rounded at random so that
+    they are right on average."""
+    micro_batch_size: int | None = None
+    """Tokens decoded at a time, which bounds the memory of a step; the gradient stays that of the
+    whole batch. None for the whole batch; else it must divide batch_size."""
     decoder: Literal["unit", "free"] = "unit"
     """Keep every decoder direction at norm 1, or let norms be learned (then the objective must say
     what a long one costs)."""
@@ -65,6 +71,13 @@ class TrainConfig:
                 f"TrainConfig(batch_size={self.batch_size}) is larger than the budget of "
                 f"{self.tokens} tokens: not one step fits."
             )
+        if self.micro_batch_size is not None and not (
+            self.micro_batch_size > 0 and self.batch_size % self.micro_batch_size == 0
+        ):
+            raise ConfigError(
+                f"TrainConfig(micro_batch_size={self.micro_batch_size}) must divide the batch_size "
+                f"of {self.batch_size}: all slices have the same number of tokens."
+            )
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
@@ -74,6 +87,12 @@ class TrainConfig:
             raise ConfigError(f"TrainConfig(lr={self.lr}) must be positive.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"TrainConfig(betas={self.betas}): two numbers from 0 up to 1.")
+        choices = {"moments": ("float32", "bfloat16"), "decoder": ("unit", "free")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"TrainConfig({name}={getattr(self, name)!r}) must be {' or '.join(known)}."
+                )
         if unknown := set(self.mirrors) - set(MIRRORS):
             raise ConfigError(
                 f"TrainConfig(mirrors={self.mirrors}): unknown {sorted(unknown)}; "

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-collect_ignore = ["golden/saelens/make.py"]  # runs where SAELens is installed
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores
 

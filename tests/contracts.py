@@ -9,8 +9,12 @@ from saelab.activation_functions import (
     ActivationFunction,
     BatchAbsTopK,
     BatchTopK,
+    Choice,
+    Gated,
+    GradientTopK,
     GroupMax,
     JumpReLU,
+    NormMatching,
     ReLU,
     TopK,
 )
@@ -26,14 +30,24 @@ def activation_functions() -> list[ActivationFunction]:
         BatchTopK(2.5),
         BatchAbsTopK(2.5),
         JumpReLU(threshold=0.3, bandwidth=0.2),
+        Gated(),
+        Choice(2.5),
+        GradientTopK(3, 1.0, "somewhere.grad"),
+        NormMatching(norm=1.5),
     ]
     for activation in found:
         activation.setup(5, 12)
         if isinstance(activation, BatchTopK | BatchAbsTopK):
             activation.threshold.fill_(0.7)
+        if isinstance(activation, Choice):
+            activation.threshold.copy_(torch.linspace(0, 1.1, 12))
         if isinstance(activation, JumpReLU):
             with torch.no_grad():
                 activation.threshold.copy_(torch.linspace(0, 1.1, 12))
+        if isinstance(activation, Gated):
+            with torch.no_grad():
+                activation.offset.copy_(torch.linspace(-0.6, 1.1, 12))
+                activation.log_scale.copy_(torch.linspace(0.5, -0.5, 12))
     return found
 
 
@@ -49,7 +63,11 @@ def permuted(activation: ActivationFunction, seed: int) -> tuple[torch.Tensor, A
     else:
         order = torch.randperm(12, generator=generator)
     moved = copy.deepcopy(activation)
-    if isinstance(moved, JumpReLU):
+    if isinstance(moved, JumpReLU | Choice):
         with torch.no_grad():
             moved.threshold.copy_(moved.threshold[order])
+    if isinstance(moved, Gated):
+        with torch.no_grad():
+            moved.offset.copy_(moved.offset[order])
+            moved.log_scale.copy_(moved.log_scale[order])
     return order, moved

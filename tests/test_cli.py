@@ -153,7 +153,7 @@ def test_export_names_the_formats_there_are(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = complaint_of(capsys, "export", trained, "--format", "onnx", "--out", tmp_path)
-    assert "no export format 'onnx'. There is saelens." in said
+    assert "no export format 'onnx'. There is circuit-tracer, " in said
 
 
 def test_plan_agrees_with_the_disk_that_was_used(

@@ -11,6 +11,7 @@ from saelab.kernels import (
     pair_products,
     sparse_decode,
     sparse_pre_activations,
+    squared_error,
     sum_rows,
     top_k,
 )
@@ -243,3 +244,13 @@ def test_gradients_pass_a_finite_difference_check():
 
     inputs = (problem.x.clone().requires_grad_(), *problem.parameters)
     assert torch.autograd.gradcheck(loss, inputs, eps=1e-6, atol=1e-6)
+
+
+def test_squared_error_and_its_gradients_are_those_of_the_plain_expression():
+    recons, targets = normal(7, 4).requires_grad_(), normal(7, 4, seed=2).requires_grad_()
+    expected = (recons - targets).square().sum()
+    found = squared_error(recons, targets)
+    torch.testing.assert_close(found, expected)
+    both = [torch.autograd.grad(3 * loss, [recons, targets]) for loss in (expected, found)]
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)

@@ -7,7 +7,6 @@ from saelab.activation_functions import (
     AbsTopK,
     BatchTopK,
     GroupMax,
-    JumpReLU,
     ReLU,
     TopK,
 )
@@ -20,7 +19,6 @@ from saelab.objectives import (
     MultiTopK,
     Reconstruction,
     Step,
-    TargetL0,
     default_terms,
 )
 from saelab.objectives.auxk import default_k_aux
@@ -194,9 +192,6 @@ def test_an_auxk_of_no_weight_is_refused():
 def family_loss(activation, terms, dense, b_enc_shift=0.0):
     """The terms' value and gradients against a dense definition given (sae, x, z, latents)."""
     sae, x = sae_and_inputs(b_enc_shift, activation)
-    if isinstance(activation, JumpReLU):
-        with torch.no_grad():
-            activation.threshold.copy_(torch.linspace(0.1, 1.5, D_SAE))
     parameters = list(sae.parameters())
     found = evaluate(sae, x, terms)
     ours = torch.autograd.grad(found, parameters, allow_unused=True)
@@ -271,41 +266,6 @@ def test_l1_rises_over_its_warmup():
     assert value(0.0) == 0
     assert value(0.1) == pytest.approx(value(1.0) / 2)
     assert value(0.2) == value(1.0)
-
-
-class DenseJump(torch.autograd.Function):
-    """The straight-through definition on a dense matrix, from the equations."""
-
-    @staticmethod
-    def forward(ctx, z, threshold, width):
-        ctx.save_for_backward(z, threshold)
-        ctx.width = width
-        return torch.where(z > threshold, z, 0.0), (z > threshold).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        z, threshold = ctx.saved_tensors
-        window = ((z - threshold).abs() / ctx.width < 0.5).to(z.dtype)
-        d_threshold = -(threshold * grads[0] + grads[1]) * window / ctx.width
-        return grads[0] * (z > threshold), d_threshold.sum(0), None
-
-
-def test_jumprelu_with_a_target_equals_its_definition():
-    activation = JumpReLU(threshold=0.5, bandwidth=0.8)
-
-    def dense(sae, x, z):
-        latents, active = DenseJump.apply(z, sae.activation.threshold.double(), 0.8)
-        recons = latents @ sae.W_dec + sae.b_dec
-        l0 = active.sum(1).mean()
-        return relative(x, recons) + 2.0 * (l0 / 4 - 1).square()
-
-    family_loss(activation, [Reconstruction(), TargetL0(target=4.0, coefficient=2.0)], dense)
-
-
-def test_a_target_l0_needs_thresholds():
-    sae, x = sae_and_inputs()
-    with pytest.raises(ConfigError, match="TargetL0 needs a JumpReLU dictionary"):
-        evaluate(sae, x, [TargetL0()])
 
 
 def test_batch_topk_reconstruction_equals_its_definition_in_training():

@@ -14,11 +14,15 @@ PROMISED = {
     *("AbsTopK", "BatchAbsTopK", "BatchTopK", "GroupMax", "JumpReLU", "ReLU", "TopK"),
     *("EvaluateConfig", "Evaluation", "FirstLook", "HarvestConfig", "LanguageModel"),
     *("TrainConfig", "TrainResult", "Trainer"),
-    *("corpora", "objectives", "tokens"),
-    *("evaluate", "harvest", "load_model", "look", "train"),
+    *("corpora", "export", "formats", "objectives", "tokens"),
+    *("evaluate", "harvest", "load_model", "look", "sweep", "train"),
     *("SaelabError", "CheckpointError", "ConfigError", "CorpusError", "DataError"),
     *("DiskFullError", "FolderBusyError", "FormatError", "HookPointError", "Interrupted"),
     *("ModelError", "ShapeError", "StoreError"),
+    *("Atlas", "AtlasConfig", "build_atlas"),
+    *("Choice", "Gated", "GradientTopK", "MatchingPursuit", "NormMatching", "SparseCoding"),
+    *("FinetuneConfig", "FinetuneResult", "finetune"),
+    *("ablate", "clamp", "intervene", "scale", "splice", "steer"),
 }
 
 

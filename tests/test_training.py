@@ -21,6 +21,7 @@ from saelab.errors import (
     Interrupted,
 )
 from saelab.files import folder_lock
+from saelab.kernels import backend_name
 from saelab.metrics import fvu
 from saelab.objectives import AuxK, Reconstruction
 from saelab.planted import PlantedAtoms, recovery
@@ -351,6 +352,37 @@ def test_planted_atoms_come_back_and_auxk_is_what_brings_the_last_of_them():
     held_out = planted.sample(20_000, seed=2)
     missed = [fvu(held_out, sae(held_out).detach()) or 0.0 for sae in (with_aux, without)]
     assert 0 < missed[0] < missed[1] - 0.002
+
+
+def test_training_with_rounded_moments_learns_as_much_and_resumes_exactly(tmp_path):
+    exact = train(small_sae(), small_store(), SMALL)
+    config = replace(SMALL, moments="bfloat16", micro_batch_size=32)
+    straight = train(small_sae(), small_store(), config)
+    fvus = [run.metrics[-1]["fvu"] for run in (exact, straight)]
+    assert fvus[1] == pytest.approx(fvus[0], rel=0.05)
+
+    def stop(done, *_):
+        if done > 3000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_sae(), small_store(), config, tmp_path / "run", progress=stop)
+    resumed = train(small_sae(), small_store(), config, tmp_path / "run")
+    assert same(weights(resumed.sae), weights(straight.sae))
+
+
+def test_a_run_records_the_machine_but_may_go_on_with_other_threads(tmp_path):
+    train(small_sae(), small_store(), SMALL, tmp_path / "run")
+    machine = json.loads((tmp_path / "run/run.json").read_text())["machine"]
+    assert machine["threads"] == torch.get_num_threads()
+    assert machine["kernels"] == backend_name("cpu")
+    assert (machine["device"], machine["processes"], machine["split"]) == ("cpu", 1, None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        train(small_sae(), small_store(), SMALL, tmp_path / "run")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_relu_without_an_objective_is_refused_before_the_loop():

@@ -1,51 +1,24 @@
 """TopK: exactly k latents per token, and dead latents revived by what the others miss.
 
-    f = ReLU(TopK_k(W_enc (x - b_dec) + b_enc))        x_hat = W_dec f + b_dec
-    loss = |x - x_hat|^2 / variance + 1/32 AuxK
-
 Gao, la Tour, Tillman, Goh, Troll, Radford, Sutskever, Leike, Wu 2024, "Scaling and evaluating
-sparse autoencoders". Followed: decoder directions of norm 1, W_enc starting as W_dec transposed,
-b_dec at the geometric median, the decoder gradient projected, Adam with eps 6.25e-10, AuxK with
-coefficient 1/32 and about d_in / 2 dead latents. Different: latents count as dead after a tenth of
-the budget, not after 10 million tokens, because laptop budgets are smaller than that; the learning
-rate rises and falls linearly at the two ends.
+sparse autoencoders". What is followed and what is not is said in saelab/recipes/topk.py.
 
     python -m trainers.topk runs/acts runs/topk --d-sae 9216 --k 32
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
-from saelab.activation_functions import TopK
 from saelab.cli.programs import run_program
-from saelab.objectives import AuxK, Reconstruction
-from saelab.recipes import Recipe, make_dictionary
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TopKRecipe(Recipe):
-    """A TopK dictionary."""
-
-    k: int = 32
-    """Latents per token."""
-    auxk: float = 1 / 32
-    """Weight of the AuxK term."""
-
-    def activation(self) -> TopK:
-        """The k largest."""
-        return TopK(self.k)
-
-    def terms(self) -> tuple[Reconstruction, AuxK]:
-        """Squared error, and AuxK."""
-        return Reconstruction(), AuxK(coefficient=self.auxk)
+from saelab.recipes import make_dictionary, paper_of
+from saelab.recipes.topk import TopKRecipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the recipe from the command line."""
-    return run_program("python -m trainers.topk", __doc__ or "", TopKRecipe, make_dictionary, argv)
+    return run_program(
+        "python -m trainers.topk", paper_of(TopKRecipe), TopKRecipe, make_dictionary, argv
+    )
 
 
 if __name__ == "__main__":

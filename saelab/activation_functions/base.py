@@ -25,7 +25,7 @@ class ActivationFunction(nn.Module, abc.ABC):
     Inference calls `select` and `at_pairs`, a token at a time as it were: nothing may depend on
     the other tokens of the batch. Training calls `begin_step`, `select_training` on each chunk of
     pre-activations, then `settle` on the pairs of the whole batch, then `at_pairs`; after the
-    optimizer's step, `observe` and `constrain`.
+    optimizer's step, `observe` and `constrain`. Both call `prepare` before the first chunk.
     """
 
     name: str
@@ -42,6 +42,14 @@ class ActivationFunction(nn.Module, abc.ABC):
 
     def setup(self, d_in: int, d_sae: int) -> None:
         """Check against the dictionary's sizes, and make parameters of that size if any."""
+
+    def attach(self, W_dec: Float[Tensor, "d_sae d_out"], *, tied: bool) -> None:
+        """Get hold of the decoder, for a function whose latents depend on each other through it.
+
+        Args:
+            W_dec: The dictionary's own parameter, not a copy.
+            tied: Whether the encoder is the decoder transposed.
+        """
 
     @abc.abstractmethod
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
@@ -63,6 +71,19 @@ class ActivationFunction(nn.Module, abc.ABC):
         Args:
             progress: Share of the training budget spent so far, 0 to 1.
             extra: The rows of the hook points named in `reads`, in the order of the batch.
+        """
+
+    def prepare(
+        self, inputs: Float[Tensor, "token d_in"], W_dec: Float[Tensor, "d_sae d_out"]
+    ) -> None:
+        """Look at what the next selections are made from, where pre-activations do not suffice.
+
+        Called before every pass over a batch, in training and inference; the chunks of
+        pre-activations that `select` or `select_training` then see are those of `inputs`, in order.
+
+        Args:
+            inputs: Encoder input, centred and normalized.
+            W_dec: Decoder directions, in the units of the latents.
         """
 
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:

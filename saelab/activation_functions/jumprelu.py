@@ -10,7 +10,7 @@ around it estimates what the loss would do if it moved:
 
 where H = [z > threshold] counts towards L0. Both look at the pre-activation z: applied to f
 instead, the gradient is half as large, and once threshold < bandwidth / 2 every silent latent
-would be in the window.
+would be in the window. The window ends at zero for the same reason.
 """
 
 from typing import Any, final
@@ -25,25 +25,32 @@ from saelab.kernels.encoding import Selected
 
 __all__ = ["JumpReLU"]
 
+BANDWIDTH = 0.5
+"""Width of the window as a share of the mean threshold, unless it is given."""
+
 
 class _Gate(torch.autograd.Function):
-    """z or 1 where z > threshold; gradient to the threshold through the window."""
+    """z or 1 where z > threshold; gradient to the threshold, and perhaps z, through the window."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, width: float, count: bool) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, width: Tensor, count: bool, to_encoder: bool
+    ) -> Tensor:
         open_ = z > threshold
-        ctx.save_for_backward(z, threshold, open_)
-        ctx.width, ctx.count = width, count
+        ctx.save_for_backward(z, threshold, open_, width)
+        ctx.count, ctx.to_encoder = count, to_encoder
         return open_.to(z.dtype) if count else z * open_
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        z, threshold, open_ = ctx.saved_tensors
+        z, threshold, open_, width = ctx.saved_tensors
         (g,) = grads
-        window = ((z - threshold).abs() < ctx.width / 2) / ctx.width
-        if ctx.count:
-            return None, -window * g, None, None
-        return open_ * g, -threshold * window * g, None, None
+        window = (((z - threshold).abs() < width / 2) & (z > 0)) / width
+        jump = window * g if ctx.count else threshold * window * g
+        through = None if ctx.count else open_ * g
+        if ctx.to_encoder:
+            through = jump if through is None else through + jump
+        return through, -jump, None, None, None
 
 
 @final
@@ -51,12 +58,15 @@ class JumpReLU(ActivationFunction):
     """Latents are pre-activations above a threshold that each latent learns.
 
     Args:
-        threshold: Where every threshold starts, in normalized units; None for 0.02 sqrt(d_in).
-        bandwidth: Width of the window; None for 0.04 sqrt(d_in). Wider learns faster and with more
-            bias. Both defaults scale with sqrt(d_in) because normalized inputs have about that
-            length; for inputs of length 1 divide by it.
+        threshold: Where every threshold starts, in normalized units; None leaves it to the
+            objective, which looks at the data, and to 0.02 sqrt(d_in) if that has no opinion.
+        bandwidth: Width of the window, in normalized units; None for half the mean threshold, which
+            follows the data's scale. Wider learns faster and with more bias.
+        to_encoder: Whether the jump's gradient also reaches the pre-activation, with the opposite
+            sign: df/dz then is H + (threshold / bandwidth) in the window.
 
-    Source: Rajamanoharan et al. 2024, "Jumping ahead".
+    Source: Rajamanoharan et al. 2024, "Jumping ahead"; `to_encoder` is from Anthropic's January
+    2025 update.
 
     >>> gate = JumpReLU(threshold=1.0, bandwidth=0.1)
     >>> gate.setup(4, 3)
@@ -65,30 +75,30 @@ class JumpReLU(ActivationFunction):
     """
 
     name = "jumprelu"
-    pressure: Tensor
 
-    def __init__(self, threshold: float | None = None, bandwidth: float | None = None) -> None:
+    def __init__(
+        self,
+        threshold: float | None = None,
+        bandwidth: float | None = None,
+        to_encoder: bool = False,
+    ) -> None:
         super().__init__()
         for label, value in (("threshold", threshold), ("bandwidth", bandwidth)):
             if value is not None and not value > 0:
                 raise ConfigError(f"JumpReLU({label}={value}) must be positive.")
-        self.start, self.bandwidth = threshold, bandwidth
+        self.start, self.bandwidth, self.to_encoder = threshold, bandwidth, to_encoder
         self.threshold = nn.Parameter(torch.empty(0))
-        # What a target on L0 has built up during training; inference does not need it.
-        self.register_buffer("pressure", torch.zeros((), dtype=torch.float64))
 
     def setup(self, d_in: int, d_sae: int) -> None:
         """Make one threshold a latent, kept in float32: in bfloat16 it would not move."""
-        self.start = 0.02 * d_in**0.5 if self.start is None else self.start
-        self.bandwidth = 0.04 * d_in**0.5 if self.bandwidth is None else self.bandwidth
-        self.threshold = nn.Parameter(torch.full((d_sae,), float(self.start)))
+        start = 0.02 * d_in**0.5 if self.start is None else self.start
+        self.threshold = nn.Parameter(torch.full((d_sae,), float(start)))
 
-    @property
-    def width(self) -> float:
-        """The bandwidth in use."""
-        if self.bandwidth is None:
-            raise ConfigError("JumpReLU has no bandwidth before it belongs to a dictionary.")
-        return self.bandwidth
+    def width(self) -> Float[Tensor, ""]:
+        """The bandwidth in use now."""
+        if self.bandwidth is not None:
+            return self.threshold.new_tensor(self.bandwidth)
+        return BANDWIDTH * self.threshold.detach().mean()
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """f = z where z > threshold, else 0."""
@@ -100,21 +110,24 @@ class JumpReLU(ActivationFunction):
 
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The entries above their threshold, and those below it but in the window."""
-        return entries(pre_acts, pre_acts > self.threshold - self.width / 2)
+        return entries(pre_acts, pre_acts > (self.threshold - self.width() / 2).clamp(min=0))
 
     def at_pairs(
         self, pre_acts: Float[Tensor, " pair"], indices: Int[Tensor, " pair"]
     ) -> Float[Tensor, " pair"]:
         """f, with the window's gradient to the thresholds."""
-        threshold = self.threshold[indices].to(pre_acts.dtype)
-        return _Gate.apply(pre_acts, threshold, self.width, False)  # type: ignore[return-value]
+        return self._gate(pre_acts, indices, count=False)
 
     def active(
         self, pre_acts: Float[Tensor, " pair"], indices: Int[Tensor, " pair"]
     ) -> Float[Tensor, " pair"]:
         """H: 1 where active, else 0, with the window's gradient; its sum over tokens is L0."""
+        return self._gate(pre_acts if self.to_encoder else pre_acts.detach(), indices, count=True)
+
+    def _gate(self, pre_acts: Tensor, indices: Tensor, count: bool) -> Tensor:
         threshold = self.threshold[indices].to(pre_acts.dtype)
-        return _Gate.apply(pre_acts.detach(), threshold, self.width, True)  # type: ignore[return-value]
+        width = self.width().to(pre_acts.dtype)
+        return _Gate.apply(pre_acts, threshold, width, count, self.to_encoder)  # type: ignore[return-value]
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -122,8 +135,13 @@ class JumpReLU(ActivationFunction):
         self.threshold.clamp_(min=0)
 
     def to_json(self) -> dict[str, Any]:
-        """Name, start and bandwidth; the thresholds are a tensor."""
-        return {"name": self.name, "threshold": self.start, "bandwidth": self.bandwidth}
+        """Name and settings; the thresholds are a tensor."""
+        return {
+            "name": self.name,
+            "threshold": self.start,
+            "bandwidth": self.bandwidth,
+            "to_encoder": self.to_encoder,
+        }
 
     def saelens(self) -> tuple[str, dict[str, Any]]:
         """SAELens's jumprelu."""

@@ -5,9 +5,7 @@ use more latents than an easy one. At inference nothing may depend on the batch:
 when its strength exceeds the threshold, the running mean of the weakest strength that training
 batches kept.
 
-The exact selection never sees the whole [token, d_sae] matrix: each chunk gives up the entries
-above a guess, a little below the last batch's border, and the border is found among those. If the
-guess was too high, it is lowered and the batch is encoded again.
+The exact selection never sees the whole [token, d_sae] matrix; `candidates` says how.
 """
 
 import abc
@@ -17,19 +15,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, SelectAgain, entries, zeros_except
+from saelab.activation_functions.base import ActivationFunction, entries, zeros_except
+from saelab.activation_functions.candidates import BatchBorder
 from saelab.errors import CheckpointError, ConfigError
 from saelab.kernels import Pairs
 from saelab.kernels.encoding import Selected
 
 __all__ = ["BatchAbsTopK", "BatchTopK"]
 
-GUESS = 0.9
-"""The next batch's candidates are the entries above this share of the last border."""
 MEMORY = 0.99
 """Weight of the past in the running threshold."""
-SAMPLE = 1 << 16
-"""Entries looked at for the first guess."""
 
 
 class _Budget(ActivationFunction, abc.ABC):
@@ -46,10 +41,14 @@ class _Budget(ActivationFunction, abc.ABC):
         # Double precision: a running mean of thousands of batches must not stop moving.
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self._guess: float | None = None
+        self._border = BatchBorder()
+        self._bordered = True
         self._n_latents = 1
-        self.repeats = 0
+
+    @property
+    def repeats(self) -> int:
         """How often a batch had to be encoded again because the guess was too high."""
+        return self._border.repeats
 
     @property
     def target_l0(self) -> float:
@@ -83,38 +82,30 @@ class _Budget(ActivationFunction, abc.ABC):
 
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """Candidates: the entries above the guess."""
-        strength = self.strength(pre_acts)
-        if self._guess is None:
-            self._guess = self._first_guess(strength)
-        return entries(pre_acts, strength > self._guess)
+        share = self.k / self._n_latents
+        return entries(pre_acts, self._border.candidates(self.strength(pre_acts), share))
 
     def settle(
         self, pairs: Pairs, pre_acts: Float[Tensor, " pair"]
     ) -> Bool[Tensor, " pair"] | None:
-        """The floor(k * B) strongest candidates, exactly.
+        """The floor(k * B) strongest candidates (at least one), exactly.
 
         Raises:
             SelectAgain: The guess was too high; it is lower now.
         """
-        budget = int(self.k * pairs.n_tokens)
-        if pairs.n_pairs < budget and self._guess:
-            self._guess = self._guess / 2 if self._guess > 1e-6 else 0.0
-            self.repeats += 1
-            raise SelectAgain
         strength = self.strength(pre_acts)
-        if pairs.n_pairs <= budget:  # fewer positive entries than the budget: keep them all
-            self._guess = 0.0
-            return None
-        kept = strength.topk(budget, sorted=False)
-        mask = torch.zeros(pairs.n_pairs, dtype=torch.bool, device=pre_acts.device)
-        mask[kept.indices] = True
-        self._guess = GUESS * kept.values.min().item()
-        return mask
+        kept, border = self._border.settle(strength, budget_of(self.k, pairs.n_tokens))
+        self._bordered = border is not None
+        return kept
 
     @torch.no_grad()
     def observe(self, latents: Float[Tensor, " pair"]) -> None:
-        """Move the threshold toward the weakest strength of this batch."""
-        if len(latents) == 0:
+        """Move the threshold toward the weakest strength of this batch.
+
+        A batch with fewer positive entries than the budget keeps them all: its weakest is next to
+        zero and no border, so it leaves the threshold alone.
+        """
+        if len(latents) == 0 or not self._bordered:
             return
         weakest = self.strength(latents).min().double()
         self.batches += 1
@@ -147,12 +138,6 @@ class _Budget(ActivationFunction, abc.ABC):
     def _active(self, pre_acts: Tensor) -> Tensor:
         # Compared in the file's precision, so that a saved dictionary decides the same.
         return self.strength(pre_acts) > self.threshold.float().to(pre_acts.dtype)
-
-    def _first_guess(self, strength: Tensor) -> float:
-        """Twice the budget's share of a sample lies above it."""
-        sample = strength.flatten()[:: max(1, strength.numel() // SAMPLE)]
-        above = min(len(sample), max(1, round(2 * self.k / self._n_latents * len(sample))))
-        return max(sample.topk(above).values.min().item(), 0.0)
 
 
 @final
@@ -189,3 +174,12 @@ class BatchAbsTopK(_Budget):
 
     name = "batchabstopk"
     signed = True
+
+
+def budget_of(k: float, n_tokens: int) -> int:
+    """floor(k * B), and at least 1.
+
+    >>> budget_of(0.29, 100), budget_of(0.001, 40)
+    (29, 1)
+    """
+    return max(1, int(k * n_tokens + 1e-9))  # 0.29 * 100 is 28.999999999999996

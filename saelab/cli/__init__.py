@@ -1,6 +1,7 @@
 """The command line: one verb each, one line and exit status 2 for a user's error.
 
-    saelab quickstart · plan · harvest · train · evaluate · export · doctor
+    saelab quickstart · plan · harvest · train · sweep · evaluate · atlas · pareto · explore ·
+    import · export · doctor
 
 A `SaelabError` is the user's to mend and becomes one line; any other exception is a bug of ours
 and keeps its traceback.
@@ -10,7 +11,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from saelab.cli import data, dictionaries, start
+from saelab.cli import atlas, data, dictionaries, exploring, importing, start, sweeping, training
 from saelab.cli.flags import Parser, parse
 from saelab.cli.outcomes import USER_ERROR, run
 from saelab.cli.verbs import Verb, say
@@ -24,9 +25,14 @@ VERBS: dict[str, Verb] = {
         start.QUICKSTART,
         data.PLAN,
         data.HARVEST,
-        dictionaries.TRAIN,
+        training.TRAIN,
+        sweeping.SWEEP,
         dictionaries.EVALUATE,
-        dictionaries.EXPORT,
+        atlas.ATLAS,
+        sweeping.PARETO,
+        exploring.EXPLORE,
+        importing.IMPORT,
+        importing.EXPORT,
         start.DOCTOR,
     )
 }
@@ -65,7 +71,10 @@ def _dispatch(words: list[str]) -> int | None:
         description=verb.summary,
         epilog=f"example:\n  {verb.example}",
     )
-    verb.add_flags(parser)
+    if verb.add_flags_for is not None:
+        verb.add_flags_for(parser, words[1:])
+    else:
+        verb.add_flags(parser)
     return verb.run(parse(parser, words[1:]))
 
 

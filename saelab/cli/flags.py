@@ -14,13 +14,13 @@ import itertools
 import sys
 import textwrap
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from saelab.errors import ConfigError
 
-__all__ = ["Parser", "add_flags", "field_docs", "from_flags", "parse"]
+__all__ = ["Parser", "add_flags", "field_docs", "from_flags", "parse", "reader"]
 
 Config = TypeVar("Config")
 
@@ -106,12 +106,29 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return parser.parse_args(argv)
 
 
+def reader(annotation: Any) -> Callable[[str], Any]:
+    """Reads one word as a value of a field's type.
+
+    >>> reader(int | None)("none"), reader(bool)("true"), reader(float)("0.5")
+    (None, True, 0.5)
+    """
+    return _Reader(_options(Literal[True, False] if annotation is bool else annotation))
+
+
 def field_docs(config: type) -> dict[str, str]:
-    """The docstring under each field of a class, on one line.
+    """The docstring under each field of a class and of its bases, on one line.
 
     >>> field_docs(Parser)
     {}
     """
+    docs: dict[str, str] = {}
+    for owner in reversed(config.__mro__):
+        if dataclasses.is_dataclass(owner):
+            docs |= _own_docs(owner)
+    return docs
+
+
+def _own_docs(config: type) -> dict[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(config))
     except (OSError, TypeError):  # made interactively: there is no source
@@ -193,6 +210,10 @@ class _Reader:
         raise ValueError(word)
 
 
+def _spelled(choice: Any) -> str:
+    return str(choice).lower() if isinstance(choice, bool) else str(choice)
+
+
 def _width(option: Any) -> int:
     """Narrow types are tried before wide ones, because every word is a str."""
     wide = (int, float, Path, str)
@@ -205,7 +226,7 @@ def _read(option: Any, word: str) -> Any:
             raise ValueError(word)
         return None
     if get_origin(option) is Literal:
-        choices = {str(choice): choice for choice in get_args(option)}
+        choices = {_spelled(choice): choice for choice in get_args(option)}
         if word not in choices:
             raise ValueError(word)
         return choices[word]

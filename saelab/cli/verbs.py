@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -31,6 +31,8 @@ class Verb:
     """Declares what may follow the word."""
     run: Callable[[argparse.Namespace], int | None]
     """Does it; None is exit status 0."""
+    add_flags_for: Callable[[argparse.ArgumentParser, Sequence[str]], None] | None = None
+    """In place of `add_flags` where the flags depend on the words that follow."""
 
 
 def say(text: str = "") -> None:

@@ -6,21 +6,34 @@ but nothing after that does. So the encoder runs in row chunks into one reused b
 backward, works on those pairs alone (`pairs`, `functions`). Gradients are exact: pairs that were
 not selected have none.
 
-Each function has a plain dense counterpart in `tests/test_kernels.py` that it is compared with.
+Each function has a plain dense counterpart in `tests/test_kernels.py` that it is compared with. The
+heavy ones exist twice: in plain torch, and compiled (`backends` says which runs).
 """
 
+from saelab.kernels.backends import backend_name, use_backend
 from saelab.kernels.encoding import encode_pairs
-from saelab.kernels.functions import GradientBuffers, sparse_decode, sparse_pre_activations
+from saelab.kernels.functions import (
+    GradientBuffers,
+    sparse_decode,
+    sparse_pre_activations,
+    squared_error,
+)
 from saelab.kernels.pairs import Pairs, pair_products, sum_rows
-from saelab.kernels.selection import top_k
+from saelab.kernels.selection import above, entries, top_k, top_k_pairs
 
 __all__ = [
     "GradientBuffers",
     "Pairs",
+    "above",
+    "backend_name",
     "encode_pairs",
+    "entries",
     "pair_products",
     "sparse_decode",
     "sparse_pre_activations",
+    "squared_error",
     "sum_rows",
     "top_k",
+    "top_k_pairs",
+    "use_backend",
 ]

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab.kernels.backends import compiled
+
 __all__ = ["Pairs", "pair_products", "sum_columns", "sum_rows"]
 
 with warnings.catch_warnings():
@@ -62,6 +64,11 @@ class Pairs:
         Sorted once; the sort is stable, so sums over a latent's pairs run in token order.
         """
         if not self._transposed:
+            # The work of a pair stands for the sort that a count replaces. Both orders are equal.
+            fast = compiled("by_column", 64 * self.n_pairs, self.indices.new_empty(0).float())
+            if fast is not None:
+                self._transposed.append(fast(self.offsets, self.indices, self.n_latents))  # type: ignore[arg-type]
+                return self._transposed[0]
             order = torch.sort(self.indices.to(torch.int32), stable=True).indices
             offsets = torch.zeros(self.n_latents + 1, dtype=torch.int64, device=self.indices.device)
             counts = torch.bincount(self.indices, minlength=self.n_latents)
@@ -74,6 +81,9 @@ def sum_rows(
     pairs: Pairs, values: Float[Tensor, " pair"], matrix: Float[Tensor, "latent width"]
 ) -> Float[Tensor, "token width"]:
     """Sparse times dense: row t is sum over its pairs of value * matrix[latent]."""
+    fast = compiled("sum_rows", pairs.n_pairs * matrix.shape[1], values, matrix)
+    if fast is not None:
+        return fast(pairs.offsets, pairs.indices, values, matrix)  # type: ignore[return-value]
     return torch.nn.functional.embedding_bag(
         pairs.indices,
         matrix,
@@ -90,6 +100,9 @@ def pair_products(
     """left[token] . right[latent] for each pair, never the whole product."""
     if pairs.n_pairs == 0:
         return left.new_zeros(0)
+    fast = compiled("pair_products", pairs.n_pairs * left.shape[1], left, right)
+    if fast is not None:
+        return fast(pairs.offsets, pairs.indices, left, right)  # type: ignore[return-value]
     if left.device.type == "cpu" or left.is_cuda:
         # The backward of embedding_bag's weights is exactly this product, and several times
         # faster than sampled_addmm or gather-and-multiply; the op is internal, so a test compares
@@ -117,6 +130,10 @@ def sum_columns(
         accumulate: Add to `out` instead of replacing it.
     """
     offsets, order, tokens = pairs.by_latent()
+    fast = compiled("sum_columns", pairs.n_pairs * matrix.shape[1], values, matrix, out)
+    if fast is not None:
+        fast(offsets, tokens, order, values, matrix, out, accumulate)
+        return
     if matrix.device.type not in ("cpu", "cuda"):  # no CSR product there: the plain way
         if not accumulate:
             out.zero_()

@@ -9,12 +9,16 @@ in group j mod G) so that the reduction runs along contiguous memory.
 import functools
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.errors import ConfigError
+from saelab.kernels.backends import compiled
 
-__all__ = ["group_count", "top_k"]
+__all__ = ["above", "entries", "group_count", "top_k", "top_k_pairs"]
+
+Selected = tuple[Tensor, Tensor, Tensor]
+"""Row, latent and pre-activation of each kept pair; three vectors of one length."""
 
 
 def top_k(
@@ -35,6 +39,9 @@ def top_k(
     n_columns = values.shape[1]
     if not 1 <= k <= n_columns:
         raise ConfigError(f"top_k(k={k}) needs 1 <= k <= {n_columns}, the number of columns.")
+    fast = compiled("top_k", values.numel(), values)
+    if fast is not None:
+        return fast(values, k)  # type: ignore[return-value]
     groups = group_count(n_columns, k)
     if groups is None:
         return values.topk(k, dim=1, sorted=False)
@@ -45,6 +52,81 @@ def top_k(
     candidates = (best.unsqueeze(2) + strides).view(len(values), k * size)
     kept, place = values.gather(1, candidates).topk(k, dim=1, sorted=False)
     return kept, candidates.gather(1, place)
+
+
+def top_k_pairs(pre_acts: Float[Tensor, "row d_sae"], k: int, signed: bool = False) -> Selected:
+    """Of the k strongest entries of each row, those of positive strength.
+
+    Args:
+        pre_acts: One token a row.
+        k: Kept per row, at most.
+        signed: Strength is size; otherwise it is the value itself.
+
+    Returns:
+        Row (ascending), latent and pre-activation of each.
+
+    Raises:
+        ConfigError: k is not between 1 and the number of columns.
+
+    >>> rows, latents, values = top_k_pairs(torch.tensor([[3.0, -5.0, -1.0]]), 2)
+    >>> latents.tolist(), values.tolist()
+    ([0], [3.0])
+    """
+    strength, indices = top_k(pre_acts.abs() if signed else pre_acts, k)
+    positive = strength > 0
+    rows = torch.arange(len(pre_acts), device=pre_acts.device).unsqueeze(1).expand_as(indices)
+    if bool(positive.all()):  # the usual case, and no pass over the pairs then
+        rows, latents = rows.reshape(-1), indices.reshape(-1)
+        return rows, latents, pre_acts[rows, latents] if signed else strength.reshape(-1)
+    rows, latents = rows[positive], indices[positive]
+    return rows, latents, pre_acts[rows, latents] if signed else strength[positive]
+
+
+def above(
+    pre_acts: Float[Tensor, "row d_sae"],
+    threshold: float | Float[Tensor, ""] | Float[Tensor, " d_sae"],
+    signed: bool = False,
+) -> Selected:
+    """Every entry whose strength exceeds its threshold.
+
+    Args:
+        pre_acts: One token a row.
+        threshold: One for all, or one a latent.
+        signed: Strength is size; otherwise it is the value itself.
+
+    Returns:
+        Row (ascending), latent (ascending within a row) and pre-activation of each.
+
+    >>> rows, latents, values = above(torch.tensor([[3.0, -5.0, -1.0]]), 2.0, signed=True)
+    >>> latents.tolist(), values.tolist()
+    ([0, 1], [3.0, -5.0])
+    """
+    if isinstance(threshold, Tensor):
+        limits = threshold.detach()
+    else:
+        limits = torch.tensor(threshold, dtype=pre_acts.dtype, device=pre_acts.device)
+    fast = compiled("above", pre_acts.numel(), pre_acts, limits)
+    if fast is not None:
+        return fast(pre_acts, limits.reshape(-1), signed)  # type: ignore[return-value]
+    row, latent = ((pre_acts.abs() if signed else pre_acts) > limits).nonzero(as_tuple=True)
+    return row, latent, pre_acts[row, latent]
+
+
+def entries(pre_acts: Float[Tensor, "row d_sae"], mask: Bool[Tensor, "row d_sae"]) -> Selected:
+    """The masked entries.
+
+    Returns:
+        Row (ascending), latent (ascending within a row) and pre-activation of each.
+
+    >>> rows, latents, values = entries(torch.tensor([[3.0, 5.0]]), torch.tensor([[False, True]]))
+    >>> rows.tolist(), latents.tolist(), values.tolist()
+    ([0], [1], [5.0])
+    """
+    fast = compiled("entries", pre_acts.numel(), pre_acts)
+    if fast is not None:
+        return fast(pre_acts, mask)  # type: ignore[return-value]
+    row, latent = mask.nonzero(as_tuple=True)
+    return row, latent, pre_acts[row, latent]
 
 
 @functools.cache

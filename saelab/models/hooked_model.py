@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saelab.errors import ConfigError, DataError, HookPointError, ModelError, ShapeError
 from saelab.hook_points import HookPoint, HookTable
-from saelab.models.hooking import Place, RowShape, edited, read
+from saelab.models.hooking import Place, RowShape, edited, read, watched
 from saelab.models.identity import ModelIdentity
 from saelab.models.protocol import Edit
 from saelab.models.text import TextCodec, special_ids
@@ -114,10 +114,7 @@ class HookedModel(ABC):
         )
         for name, point in points.items():
             if point.name not in found:
-                raise HookPointError(
-                    f"{self.name} has the module {point.module!r} of hook point {name!r}, but a "
-                    "forward pass never runs it. Choose another hook point."
-                )
+                raise _never_run(self.name, point.module, name)
         return {name: found[point.name] for name, point in points.items()}
 
     @torch.no_grad()
@@ -127,6 +124,35 @@ class HookedModel(ABC):
         """Scores of the next token after every position, without gradients."""
         tokens, mask = self._checked(tokens, mask)
         return self._logits_of(self._forward(tokens, mask, with_logits=True))
+
+    def whole_pass(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        hooks: Sequence[str] = (),
+        mask: Bool[Tensor, "row pos"] | None = None,
+    ) -> tuple[Float[Tensor, "row pos d_vocab"], dict[str, Float[Tensor, "row pos _"]]]:
+        """Logits and activations of one pass, with gradients to what is edited in."""
+        points = {name: self.hook_point(name) for name in hooks}
+        places = {point.name: self._place(point) for point in points.values()}
+        tokens, mask = self._checked(tokens, mask)
+        with self._frozen(), watched(places, self._shape) as found:
+            logits = self._logits_of(self._forward(tokens, mask, with_logits=True))
+        for name, point in points.items():
+            if point.name not in found:
+                raise _never_run(self.name, point.module, name)
+        return logits, {name: found[point.name] for name, point in points.items()}
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Within the block, no weight of the model asks for a gradient."""
+        asking = [p for p in self.module.parameters() if p.requires_grad]
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(True)
 
     @contextmanager
     def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
@@ -302,6 +328,13 @@ class HookedModel(ABC):
     @abstractmethod
     def _identify(self) -> ModelIdentity:
         """Name and hash the model."""
+
+
+def _never_run(model: str, module: str, hook: str) -> HookPointError:
+    return HookPointError(
+        f"{model} has the module {module!r} of hook point {hook!r}, but a forward pass never runs "
+        "it. Choose another hook point."
+    )
 
 
 def _gain(

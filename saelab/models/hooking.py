@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from saelab.errors import ShapeError
 
-__all__ = ["RowShape", "edited", "read"]
+__all__ = ["RowShape", "edited", "read", "watched"]
 
 RowShape = tuple[int, int]
 """Rows and positions of the pass being run."""
@@ -60,6 +60,32 @@ def read(
         with suppress(_Enough):
             run()
     return {name: seen[name] for name in places if name in seen}
+
+
+@contextmanager
+def watched(places: Mapping[str, Place], shape: RowShape) -> Iterator[dict[str, Tensor]]:
+    """Within the block, note what is at every place; the pass goes on, and gradients stay.
+
+    A module that runs several times is read the first time. Where an edit is active too, what it
+    left is read.
+
+    Args:
+        places: Name -> module and side.
+        shape: Rows and positions of the pass.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def visitor(name: str) -> Visit:
+        def visit(activation: Tensor) -> None:
+            if name not in seen:
+                seen[name] = _rows(activation, shape, name).clone()  # the model may change its own
+
+        return visit
+
+    with ExitStack() as stack:
+        for name, place in places.items():
+            stack.callback(_attach(place, visitor(name)).remove)
+        yield seen
 
 
 @contextmanager

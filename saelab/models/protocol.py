@@ -93,6 +93,31 @@ class LanguageModel(Protocol):
         """Scores of the next token after every position, without gradients."""
         ...
 
+    def whole_pass(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        hooks: Sequence[str] = (),
+        mask: Bool[Tensor, "row pos"] | None = None,
+    ) -> tuple[Float[Tensor, "row pos d_vocab"], dict[str, Float[Tensor, "row pos _"]]]:
+        """Logits, and activations at some hook points, of one pass to the end.
+
+        The one way through the model that keeps gradients, where the caller's mode allows them:
+        inside `editing`, from logits and from later activations back to what an edit put in. The
+        model's own weights never get any.
+
+        Args:
+            tokens: Token ids.
+            hooks: Names in any accepted spelling; they are the keys of the activations.
+            mask: True at real tokens; None if every token is real.
+
+        Returns:
+            Logits, and for each name [row, pos, width]; at an edited place, the edited value.
+
+        Raises:
+            HookPointError: A hook point does not exist, or the pass never reaches it.
+        """
+        ...
+
     def editing(self, edits: Mapping[str, Edit]) -> AbstractContextManager[None]:
         """Within the block, put fn(activation) in place of the activation at each hook point.
 

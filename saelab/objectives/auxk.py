@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saelab.activation_functions.base import picks
 from saelab.errors import ConfigError
-from saelab.kernels import sparse_decode, top_k
+from saelab.kernels import Pairs, sparse_decode, top_k
 from saelab.kernels.encoding import Selected, Selection
 from saelab.objectives.base import Step, Term
 from saelab.sae import SAE
@@ -68,12 +68,7 @@ class AuxK(Term):
             return step.forward.recons.new_zeros(())
         pairs, pre_acts = step.forward.extra[self.name]
         latents = pre_acts if step.sae.activation.signed else pre_acts.relu()
-        error = (step.targets - step.forward.recons).detach()
-        recovered = sparse_decode(latents, step.sae.W_dec, None, pairs, step.buffers)
-        baseline = (error - error.mean(0)).square().sum()
-        if baseline == 0:
-            return recovered.new_zeros(())
-        return self.coefficient * (recovered - error).square().sum() / baseline
+        return self.coefficient * recovered_error(step, pairs, latents)
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings."""
@@ -83,3 +78,19 @@ class AuxK(Term):
 def default_k_aux(d_in: int) -> int:
     """The power of two nearest to d_in / 2."""
     return 2 ** round(math.log2(max(d_in / 2, 1)))
+
+
+def recovered_error(step: Step, pairs: Pairs, latents: Float[Tensor, " pair"]) -> Float[Tensor, ""]:
+    """mean|e_hat - e|^2 / mean|e - mean(e)|^2, e the detached error, e_hat what latents decode to.
+
+    Args:
+        step: The step, for its error.
+        pairs: Which latents may help.
+        latents: Their values; the gradient reaches them and the decoder.
+    """
+    error = (step.targets - step.forward.recons).detach()
+    recovered = step.add(sparse_decode(latents, step.sae.W_dec, None, pairs, step.buffers))
+    baseline = step.mean((error - step.mean(error.mean(0))).square().sum())
+    if baseline == 0:
+        return recovered.new_zeros(())
+    return (recovered - error).square().sum() / baseline

@@ -1,6 +1,7 @@
 """What a term of an objective may look at, and what it promises."""
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,6 +13,10 @@ from saelab.kernels.encoding import Selection
 from saelab.sae import SAE, PairForward
 
 __all__ = ["Step", "Term", "relative_error"]
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 @final
@@ -29,6 +34,12 @@ class Step:
     """Where weight gradients go, for a term that decodes once more."""
     progress: float = 1.0
     """Share of the training budget spent so far, 0 to 1."""
+    mean: Callable[[Tensor], Tensor] = _itself
+    """From a mean over these tokens to that over the whole batch, of which they may be one of
+    several equal parts; the gradient is that of the part. A term whose value is not itself a mean
+    over tokens passes the means it is made of through it."""
+    add: Callable[[Tensor], Tensor] = _itself
+    """From what these latents add up to, to what all latents of the dictionary do."""
 
 
 class Term(abc.ABC):
@@ -47,6 +58,14 @@ class Term(abc.ABC):
     ) -> Selection | None:
         """Pairs the term needs besides the family's own; found in `Step.forward.extra`."""
         return None
+
+    def start(self, sae: SAE, inputs: Float[Tensor, "token d_in"]) -> None:  # noqa: B027
+        """Prepare an untrained dictionary for the term.
+
+        Args:
+            sae: Its scale and center are already fitted.
+            inputs: A sample of what it will read, in normalized units.
+        """
 
     def update(self, step: Step) -> None:  # noqa: B027
         """Learn from a finished step, after its gradients and before the optimizer."""

@@ -49,15 +49,18 @@
     columns.push({ key: "promotes", title: "promotes", value: (i) => words(i).toLowerCase(), show: words, faint: true });
   }
 
+  if (look.names) columns.splice(1, 0, { key: "name", title: "label", value: (i) => look.names[i].toLowerCase(), show: (i) => flat(look.names[i]) });
+
   const state = { sort: "density", down: true, search: "", filter: "alive", page: 0, latent: null };
   let order = [];
   const haystack = new Array(n);
   const searchable = (i) => {
     if (haystack[i] === undefined) {
       const ids = [look.top_token[0][i]];
+      const name = look.names ? look.names[i].toLowerCase() + "\n" : "";
       if (look.signed) ids.push(look.top_token[1][i]);
       if (look.promoted) ids.push(...look.promoted[i], ...look.suppressed[i]);
-      haystack[i] = ids.filter((id) => id >= 0).map((id) => strings[id].toLowerCase()).join("\n");
+      haystack[i] = name + ids.filter((id) => id >= 0).map((id) => strings[id].toLowerCase()).join("\n");
     }
     return haystack[i];
   };
@@ -247,6 +250,7 @@
     const top = make("div", "card-top");
     const words = make("div");
     words.append(make("h2", "", `Latent ${look.latent[i]}`));
+    if (look.names && look.names[i]) words.append(make("p", "name", flat(look.names[i])));
     const sentence = make("p", "sentence");
     if (fires(i)) {
       sentence.append("Fires on ", make("strong", "", `${oneIn(fires(i))} tokens`), ` (${whole(fires(i))} of ${whole(look.n_tokens)}); strongest activation `, make("strong", "", short(strongest(i))), ", shaded fully.");
@@ -268,6 +272,9 @@
     if (look.signed) tails.append(tail(i, 1));
     const parts = [top, tails];
     if (fires(i)) parts.push(make("h3", "", "How strongly it fires"), histogram(i), make("p", "small", "Tokens by activation; bar height is the logarithm of the count."));
+    for (const [what, text] of look.details ? look.details[i] : []) {
+      parts.push(make("h3", "", what), make("p", "detail", text.replace(CONTROLS, "�")));
+    }
     box.replaceChildren(...parts);
     box.scrollTop = 0;
     return box;

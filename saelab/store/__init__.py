@@ -1,12 +1,13 @@
 """Activations and their addresses: on disk, in memory, or streamed from a model.
 
 addresses < shuffling < capture < manifest < shards < resuming < sources < serving < mixing <
-activations
+activations < joined
 """
 
 from saelab.store.activations import ActivationStore
 from saelab.store.addresses import Addresses
 from saelab.store.capture import HarvestConfig
+from saelab.store.joined import joined, paired
 from saelab.store.manifest import Manifest
 from saelab.store.mixing import Mixing
 from saelab.store.serving import Batch, Rows
@@ -21,4 +22,6 @@ __all__ = [
     "Mixing",
     "Rows",
     "estimate_bytes",
+    "joined",
+    "paired",
 ]

@@ -6,6 +6,9 @@ beginning-of-sequence token, whose norm is hundreds of times the others', nor pa
 positions whose norm at any hook point exceeds `outlier_factor` times the median norm there are
 refused. The median is measured once, on the first batch, so what is kept never depends on where a
 harvest was interrupted.
+
+A name that ends in .grad means the gradient of the model's summed next-token loss at that hook
+point, stored in rows aligned with the activations; nothing is refused for a gradient's norm.
 """
 
 from collections.abc import Sequence
@@ -19,11 +22,15 @@ from torch import Tensor
 
 from saelab.errors import ConfigError, DataError, ShapeError
 from saelab.models import LanguageModel
+from saelab.models.loss_gradients import loss_gradients
 from saelab.store.addresses import Addresses
 from saelab.store.shuffling import seeded_permutation
 from saelab.tokens import Tokens
 
-__all__ = ["STORAGE_DTYPES", "Capture", "Captured", "HarvestConfig", "canonical_hooks"]
+__all__ = ["GRADIENT", "STORAGE_DTYPES", "Capture", "Captured", "HarvestConfig", "canonical_hooks"]
+
+GRADIENT = ".grad"
+"""What is put after a hook point's name for the gradient of the model's loss there."""
 
 STORAGE_DTYPES = {
     "float32": torch.float32,
@@ -79,13 +86,13 @@ class HarvestConfig:
 
 
 def canonical_hooks(model: LanguageModel, hooks: Sequence[str] | str) -> list[str]:
-    """Canonical names of hook points, each once.
+    """Canonical names of hook points (and of gradients at them), each once.
 
     Raises:
         HookPointError: The model has no such hook point.
         ConfigError: None is given, or one is given twice.
     """
-    names = [model.hook_point(h).name for h in ([hooks] if isinstance(hooks, str) else hooks)]
+    names = [_canonical(model, h) for h in ([hooks] if isinstance(hooks, str) else hooks)]
     if not names:
         raise ConfigError(
             "No hook point was named. Name at least one; model.hook_points() lists them."
@@ -93,6 +100,11 @@ def canonical_hooks(model: LanguageModel, hooks: Sequence[str] | str) -> list[st
     if len(set(names)) < len(names):
         raise ConfigError(f"A hook point is named twice in {', '.join(names)}. Name each once.")
     return names
+
+
+def _canonical(model: LanguageModel, name: str) -> str:
+    plain = name.removesuffix(GRADIENT)
+    return model.hook_point(plain).name + name[len(plain) :]
 
 
 @final
@@ -214,9 +226,7 @@ class Capture:
             }
         # A causal model's kept positions do not depend on what comes after the last of them.
         length = int(position.max()) + 1
-        ids = self.tokens.ids[rows, :length].to(device, torch.int64)
-        found = self.model.activations(ids, list(self.hooks))
-        index = (row * length + position).to(device)
+        found = self._read(rows, length)
         taken = {}
         for hook in self.hooks:
             x = found[hook]
@@ -225,8 +235,24 @@ class Capture:
                     f"{hook} gave activations of shape {tuple(x.shape)}; a store needs "
                     "[row, position, width]."
                 )
+            index = (row * x.shape[1] + position).to(device)
             taken[hook] = rearrange(x, "row pos d -> (row pos) d").index_select(0, index)
         return taken
+
+    def _read(self, rows: Tensor, length: int) -> dict[str, Float[Tensor, "row pos _"]]:
+        """Activations of the first `length` positions; gradients, of whole rows."""
+        ids = self.tokens.ids[rows].to(self.model.device, torch.int64)
+        plain = [hook for hook in self.hooks if not hook.endswith(GRADIENT)]
+        found = self.model.activations(ids[:, :length], plain) if plain else {}
+        if len(plain) < len(self.hooks):
+            places = [h.removesuffix(GRADIENT) for h in self.hooks if h.endswith(GRADIENT)]
+            # A token is predicted from those before it, unless they are another document's.
+            document = self.tokens.document[rows]
+            before = document.roll(1, dims=1)
+            predicted = (document >= 0) & ((before == document) | (before < 0))
+            gradients = loss_gradients(self.model, ids, places, predicted)
+            found |= {name + GRADIENT: gradient for name, gradient in gradients.items()}
+        return found
 
     def _measure(self) -> None:
         """Widths and norm limits, from the first batch that keeps anything; it is not run twice."""
@@ -237,7 +263,8 @@ class Capture:
         for hook, x in self._measured[1].items():
             self.widths[hook] = x.shape[1]
             norms = self._norms(hook, x, addresses)
-            self.limits[hook] = None if factor is None else float(norms.median()) * factor
+            limited = None if hook.endswith(GRADIENT) else factor
+            self.limits[hook] = None if limited is None else float(norms.median()) * limited
 
     def _norms(
         self, hook: str, x: Float[Tensor, "token _"], addresses: Addresses

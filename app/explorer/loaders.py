@@ -1,0 +1,126 @@
+"""The only place of the explorer that opens anything: runs, atlases, dictionaries, models.
+
+Paths come from the address bar, so each is looked up among the runs that were found under the
+folder the explorer was started on, and never opened as given.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+import streamlit as st
+
+from saelab.atlas import Atlas
+from saelab.atlas.comparing import Comparison
+from saelab.errors import ConfigError
+from saelab.models import LanguageModel, load_model
+from saelab.prompts import PromptReading, read_prompt
+from saelab.run_folders import HarvestSource, dictionary_of, store_of
+from saelab.run_summaries import RunSummary, find_runs
+from saelab.sae import SAE
+
+__all__ = [
+    "atlas",
+    "comparison",
+    "dictionary",
+    "model",
+    "model_lock",
+    "prompt",
+    "root",
+    "run",
+    "runs",
+    "stamp",
+]
+
+model_lock = threading.Lock()
+"""Sessions share one model; whoever runs it holds this."""
+
+
+def root() -> Path:
+    """The folder that the explorer was started on."""
+    return Path(sys.argv[1] if len(sys.argv) > 1 else "runs").absolute()
+
+
+@st.cache_data(ttl=5, show_spinner=False)
+def runs() -> dict[str, RunSummary]:
+    """Every run under the root by its name; looked for again after five seconds."""
+    return {one.name: one for one in find_runs(root())}
+
+
+def run(name: str) -> RunSummary:
+    """One run.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    found = runs()
+    if name not in found:
+        raise ConfigError(
+            f"There is no run {name!r} under {root()}; there are: {', '.join(found) or 'none'}."
+        )
+    return found[name]
+
+
+def stamp(folder: Path) -> float:
+    """When the folder's content last changed, so that a cache knows."""
+    times = [path.stat().st_mtime for path in folder.iterdir()] if folder.is_dir() else []
+    return max(times, default=0.0)
+
+
+def atlas(name: str) -> Atlas | None:
+    """The atlas of a run, or None if none was built."""
+    summary = run(name)
+    if not summary.has_atlas:
+        return None
+    return _atlas(str(summary.folder / "atlas"), stamp(summary.folder / "atlas"))
+
+
+def dictionary(name: str) -> SAE:
+    """The dictionary of a run."""
+    folder = run(name).folder
+    return _dictionary(str(folder), stamp(folder))
+
+
+def model(name: str) -> LanguageModel:
+    """The model a run's dictionary was trained on, loaded once for everybody."""
+    return _model(HarvestSource.of(store_of(run(name).folder)).model)
+
+
+def comparison(name: str, other: str) -> Comparison:
+    """Which latents of one atlas another has too."""
+    stamps = [stamp(run(one).folder / "atlas") for one in (name, other)]
+    return _comparison(name, other, *stamps)
+
+
+def prompt(name: str, text: str) -> PromptReading:
+    """What the dictionary sees in a text."""
+    return _prompt(name, text, stamp(run(name).folder))
+
+
+@st.cache_resource(show_spinner="Opening the atlas …", max_entries=8)
+def _atlas(folder: str, changed: float) -> Atlas:  # noqa: ARG001
+    return Atlas.open(folder)
+
+
+@st.cache_resource(show_spinner="Comparing …", max_entries=16)
+def _comparison(name: str, other: str, changed: float, other_changed: float) -> Comparison:  # noqa: ARG001
+    one, two = atlas(name), atlas(other)
+    if one is None or two is None:
+        raise ConfigError(f"Comparing {name} with {other} needs an atlas of each.")
+    return one.compare(two)
+
+
+@st.cache_resource(show_spinner="Opening the dictionary …", max_entries=4)
+def _dictionary(folder: str, changed: float) -> SAE:  # noqa: ARG001
+    return dictionary_of(folder)
+
+
+@st.cache_resource(show_spinner="Loading the language model …", max_entries=1)
+def _model(source: str) -> LanguageModel:
+    return load_model(source)
+
+
+@st.cache_data(show_spinner="Reading the text …", max_entries=64)
+def _prompt(name: str, text: str, changed: float) -> PromptReading:  # noqa: ARG001
+    with model_lock:
+        return read_prompt(dictionary(name), model(name), text)

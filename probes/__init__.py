@@ -1,0 +1,1 @@
+"""Programs that ask questions of models, stores and dictionaries; see each for its paper."""

@@ -1,0 +1,452 @@
+"""How is a cross-layer transcoder trained? The loop of `training`, with one error over all layers.
+
+    loss = sum over layers m of |target^m - recons^m|^2, over the variance of all targets
+         + 1/32 * AuxK: the dead latents of every layer reconstruct what is missing downstream
+
+The order of a step is the reference order: exact gradients over the kept pairs, the decoder
+gradient projected, global clipping, Adam, decoder rows back to norm 1. A row is a latent's
+directions to all its layers, so its norm is the norm over all that it writes. Killed at any moment
+and started again, a run ends with the same bits.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saelab.activation_functions.base import picks
+from saelab.cross_layer import Chosen, CrossLayerTranscoder
+from saelab.directions import aimed
+from saelab.errors import CheckpointError, ConfigError, DataError, Interrupted
+from saelab.files import folder_lock
+from saelab.initialization import geometric_median
+from saelab.kernels import GradientBuffers, sparse_decode, sparse_pre_activations, top_k
+from saelab.kernels.encoding import Selected, Selection
+from saelab.normalization import Normalization
+from saelab.objectives.auxk import default_k_aux
+from saelab.optimizers import Adam, learning_rate
+from saelab.pair_forward import FoundPairs
+from saelab.run_logs import RunLog
+from saelab.signals import StopRequest
+from saelab.store import ActivationStore, Batch
+from saelab.train_config import TrainConfig
+from saelab.training import Progress
+from saelab.training_runs import TrainingRun
+
+__all__ = ["CrossLayerResult", "CrossLayerTrainer", "train_cross_layer"]
+
+SAMPLE_TOKENS = 8192
+"""How many activations of every layer the scales and centers are measured on."""
+AUXK = 1 / 32
+"""Weight of the AuxK term."""
+MEMORY = 0.99
+"""How slowly the joint rule's threshold forgets."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CrossLayerResult:
+    """What a finished run leaves."""
+
+    clt: CrossLayerTranscoder
+    """The trained dictionary; the same object that was passed in."""
+    metrics: list[dict[str, Any]]
+    """The rows of metrics.jsonl."""
+    seconds: float
+    """Wall time of the steps, over all the run's starts."""
+
+
+@final
+class CrossLayerTrainer:
+    """The loop's state: one `step` at a time, saved and resumed exactly.
+
+    Args:
+        clt: Trained in place.
+        store: Holds what every layer reads and writes.
+        config: Budget, rates, intervals.
+        folder: Run folder; None trains without saving.
+
+    Raises:
+        ConfigError: The store lacks a hook point, or the folder holds another run.
+    """
+
+    def __init__(
+        self,
+        clt: CrossLayerTranscoder,
+        store: ActivationStore,
+        config: TrainConfig | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.clt, self.store, self.config = clt, store, config or TrainConfig()
+        self.hooks = list(dict.fromkeys((*clt.hooks, *clt.hooks_out)))
+        _check_store(clt, store)
+        self.steps_done = self.cursor = 0
+        self.seconds = self.variance = 0.0
+        self.since_fired = torch.zeros(
+            clt.n_layers, clt.d_sae, dtype=torch.int64, device=clt.device
+        )
+        self._parameters = dict(clt.named_parameters())
+        self._optimizer = Adam(self._parameters, self.config.betas)
+        self._buffers = GradientBuffers(list(self._parameters.values()))
+        self._batches: Iterator[Batch[dict[str, Tensor]]] | None = None
+        self.run_files = TrainingRun(folder, self._manifest())
+        if self.run_files.found is None:
+            self._start()
+        else:
+            self._restore()
+        resumed_at = None if self.run_files.found is None else self.steps_done
+        self.log = RunLog(self.run_files.folder, self.config.mirrors, resumed_at)
+
+    @property
+    def tokens_done(self) -> int:
+        """Tokens trained on so far."""
+        return self.steps_done * self.config.batch_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent."""
+        return self.steps_done >= self.config.steps
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Fit scales, biases and decoders, unless they have been set; measure the variance."""
+        clt, config = self.clt, self.config
+        sample = self._sample()
+        untrained = not any(bias.any() for bias in clt.b_dec)
+        inputs: list[Tensor] = []
+        targets: list[Tensor] = []
+        for layer in range(clt.n_layers):
+            x = sample[clt.hooks[layer]].to(clt.device, clt.dtype)
+            y = sample[clt.hooks_out[layer]].to(clt.device, clt.dtype)
+            if untrained and config.normalize:
+                clt.normalizations[layer] = Normalization.fit(x, y)
+            own = clt.normalizations[layer]
+            x, y = x * own.scale_in, y * own.scale_out
+            if untrained and config.center != "zero":
+                center = y.mean(0) if config.center == "mean" else geometric_median(y)
+                clt.b_dec[layer].copy_(center)
+                clt.b_enc[layer].copy_(-(x.mean(0) @ clt.W_enc[layer]))
+            inputs.append(x)
+            targets.append(y)
+            self.variance += (y.double() - y.double().mean(0)).square().sum(1).mean().item()
+        for layer, x in enumerate(inputs if untrained and config.decoder == "unit" else ()):
+            start = aimed(clt.W_enc[layer], x, torch.cat(targets[layer:], dim=1))
+            found = start.any(dim=1)
+            clt.W_dec[layer][found] = start[found]
+
+    def _sample(self) -> dict[str, Tensor]:
+        """Rows of every hook point at once: a streaming store runs its model once for them."""
+        n = min(SAMPLE_TOKENS, self.store.n_tokens)
+        window = min(self.config.window_tokens, n)
+        batches = self.store.batches(
+            n, seed=self.config.seed, window_tokens=window, hooks=self.hooks
+        )
+        return next(batches).activations
+
+    def step(self, batch: Batch[dict[str, Tensor]] | None = None) -> dict[str, Any]:
+        """One optimizer step; returns its numbers.
+
+        Raises:
+            DataError: The loss is not finite; the last checkpoint is kept.
+        """
+        started = time.perf_counter()
+        batch = batch or self._next_batch()
+        dead = self.since_fired >= self.config.dead_after
+        row = self._gradients(batch.activations, dead)
+        config = self.config
+        lr = learning_rate(
+            self.tokens_done + config.batch_size // 2,
+            total=config.steps * config.batch_size,
+            peak=config.peak_lr(self.clt.d_sae),
+            warmup=round(config.warmup * config.tokens),
+            decay_from=round((1 - config.decay) * config.tokens),
+        )
+        row["grad_norm"] = self._update(lr)
+        self.cursor = batch.cursor
+        self.steps_done += 1
+        self.seconds += time.perf_counter() - started
+        done = {"step": self.steps_done, "tokens": self.tokens_done}
+        return {**done, **row, "dead_share": dead.float().mean().item(), "lr": lr}
+
+    def run(self, progress: Progress | None = None) -> CrossLayerResult:
+        """Train until the budget is spent, logging and saving on the way.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM asked to stop; a checkpoint was written.
+        """
+        config = self.config
+        with StopRequest() as stop:
+            while not self.finished:
+                before = self.tokens_done
+                row = self.step()
+                if _crossed(before, self.tokens_done, config.log_every_tokens) or self.finished:
+                    self.log.metric(row, self.seconds)
+                if progress is not None:
+                    note = f"fvu {row['fvu']:.3f}, l0 {row['l0']:.1f}, dead {row['dead_share']:.1%}"
+                    progress(min(self.tokens_done, config.tokens), config.tokens, note)
+                stopped = stop.asked and not self.finished
+                every = config.checkpoint_every_tokens
+                if _crossed(before, self.tokens_done, every) or stopped:
+                    self.save_checkpoint()
+                if stopped:
+                    raise Interrupted(
+                        self.run_files.how_to_go_on(stop.name, self.tokens_done, config.tokens)
+                    )
+        self._finish()
+        return CrossLayerResult(self.clt, self.log.metrics, self.seconds)
+
+    def _next_batch(self) -> Batch[dict[str, Tensor]]:
+        if self._batches is None:
+            self._batches = self.store.batches(
+                self.config.batch_size,
+                seed=self.config.seed,
+                cursor=self.cursor,
+                window_tokens=self.config.window_tokens,
+                hooks=self.hooks,
+            )
+        return next(self._batches)
+
+    def _gradients(self, rows: dict[str, Tensor], dead: Tensor) -> dict[str, Any]:
+        """Fill the gradient buffers; returns the loss, its terms, fvu of every layer and l0."""
+        clt = self.clt
+        inputs = [clt.rows(layer, rows[hook]) for layer, hook in enumerate(clt.hooks)]
+        targets = torch.cat(
+            [
+                rows[hook].to(clt.device, clt.dtype) * own.scale_out
+                for hook, own in zip(clt.hooks_out, clt.normalizations, strict=True)
+            ],
+            dim=1,
+        )
+        self._buffers.begin()
+        chosen = clt.select_pairs(inputs, [self._dead_ones(one) for one in dead])
+        kept = chosen.kept
+        parts = self._decoded(inputs, kept)
+        recons = _summed(parts, clt.d_out, torch.cat(list(clt.b_dec)).detach())
+        missing = targets - recons
+        loss = missing.square().sum() / (len(targets) * self.variance)
+        self._push(parts, missing * (-2 / (len(targets) * self.variance)), with_biases=True)
+        row = {"reconstruction": loss.item(), "auxk": self._auxk(inputs, chosen.extra, missing)}
+        if not torch.isfinite(loss):
+            raise DataError(
+                f"The loss became {loss.item()} at step {self.steps_done + 1}: the activations "
+                "are not finite, or the learning rate is too high. The last checkpoint is kept."
+            )
+        self._buffers.finish()
+        self._observe(chosen, len(targets))
+        spread = (targets - targets.mean(0)).square().sum(0).unflatten(0, (clt.n_layers, -1))
+        errors = missing.square().sum(0).unflatten(0, (clt.n_layers, -1))
+        layers = (errors.sum(1) / spread.sum(1)).tolist()
+        return {
+            "loss": sum(row.values()),
+            **row,
+            "fvu": (errors.sum() / spread.sum()).item(),
+            **{f"fvu_layer_{layer}": value for layer, value in enumerate(layers)},
+            "l0": sum(pairs.n_pairs for pairs, _ in kept) / len(targets),
+        }
+
+    def _dead_ones(self, dead: Bool[Tensor, " d_sae"]) -> Selection | None:
+        """The strongest dead latents of each token, in one layer."""
+        indices = dead.nonzero().squeeze(1)
+        if len(indices) == 0:
+            return None
+        k = min(default_k_aux(self.clt.d_in), len(indices))
+
+        def select(pre_acts: Tensor) -> Selected:
+            candidates = pre_acts[:, indices]
+            row, place, values = picks(candidates, *top_k(candidates, k))
+            return row, indices[place], values
+
+        return select
+
+    def _decoded(
+        self, inputs: Sequence[Tensor], found: Sequence[FoundPairs | None]
+    ) -> list[Tensor | None]:
+        """What each layer's pairs write to its own and the later layers; differentiable."""
+        clt, parts = self.clt, []
+        for layer, one in enumerate(found):
+            if one is None:
+                parts.append(None)
+                continue
+            pairs, values = one
+            W_enc, b_enc, W_dec = clt.W_enc[layer], clt.b_enc[layer], clt.W_dec[layer]
+            latents = sparse_pre_activations(
+                values, inputs[layer], W_enc, b_enc, None, pairs, self._buffers
+            ).relu()
+            parts.append(sparse_decode(latents, W_dec, None, pairs, self._buffers))
+        return parts
+
+    def _push(
+        self, parts: Sequence[Tensor | None], gradient: Tensor, *, with_biases: bool = False
+    ) -> None:
+        """Send the gradient of all layers' reconstructions back through what was decoded."""
+        width, present = self.clt.d_out, [i for i, part in enumerate(parts) if part is not None]
+        torch.autograd.backward(
+            [part for part in parts if part is not None],
+            [gradient[:, layer * width :] for layer in present],
+        )
+        if with_biases:
+            for bias, total in zip(self.clt.b_dec, gradient.sum(0).split(width), strict=True):
+                self._buffers.add(bias, total)
+
+    def _auxk(
+        self, inputs: Sequence[Tensor], found: Sequence[FoundPairs | None], missing: Tensor
+    ) -> float:
+        """The AuxK term's value; its gradient is pushed back."""
+        parts = self._decoded(inputs, found)
+        baseline = (missing - missing.mean(0)).square().sum()
+        if baseline == 0 or not any(part is not None for part in parts):
+            return 0.0
+        recovered = _summed(parts, self.clt.d_out, torch.zeros_like(missing[0]))
+        wrong = recovered - missing
+        self._push(parts, wrong * (2 * AUXK / baseline))
+        return AUXK * (wrong.square().sum() / baseline).item()
+
+    @torch.no_grad()
+    def _observe(self, chosen: Chosen, n_tokens: int) -> None:
+        """Count how long latents have been silent, and move the joint rule's threshold."""
+        self.since_fired += n_tokens
+        for layer, (pairs, _) in enumerate(chosen.kept):
+            fired = torch.bincount(pairs.indices, minlength=self.clt.d_sae).bool()
+            self.since_fired[layer][fired] = 0
+        if chosen.border is not None:
+            # A plain mean at first, so that the start at zero leaves no bias.
+            weight = max(1 - MEMORY, 1 / (self.steps_done + 1))
+            self.clt.threshold += weight * (chosen.border - self.clt.threshold)
+
+    @torch.no_grad()
+    def _update(self, lr: float) -> float:
+        """Project, clip, step, renormalize; returns the gradient norm before clipping."""
+        unit = self.config.decoder == "unit"
+        for W_dec in self.clt.W_dec if unit else ():
+            gradient = self._buffers.of(W_dec)
+            along = (gradient * W_dec).sum(1, keepdim=True)
+            gradient.addcmul_(along, W_dec, value=-1)
+        gradients = {name: self._buffers.of(p) for name, p in self._parameters.items()}
+        norms = [torch.linalg.vector_norm(g) for g in gradients.values()]
+        norm = torch.linalg.vector_norm(torch.stack(norms)).item()
+        clip = self.config.clip
+        self._optimizer.step(gradients, lr, norm / clip if clip and norm > clip else 1.0)
+        for W_dec in self.clt.W_dec if unit else ():
+            W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
+        return norm
+
+    def save_checkpoint(self) -> None:
+        """Write everything the next step depends on; without a folder, nothing."""
+        if self.run_files.folder is None:
+            return
+        tensors = {f"clt.{name}": value for name, value in self.clt.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
+        tensors["since_fired"] = self.since_fired
+        state = {
+            "cursor": self.cursor,
+            "variance": self.variance,
+            "normalizations": [one.to_json() for one in self.clt.normalizations],
+        }
+        self.log.time(self.steps_done, self.seconds)
+        self.run_files.write(self.steps_done, tensors, state)
+
+    def _restore(self) -> None:
+        tensors, state = self.run_files.read()
+        try:
+            self.clt.load_state_dict(_under("clt.", tensors))
+            self._optimizer.load(_under("optimizer.", tensors))
+            self.since_fired.copy_(tensors["since_fired"])
+            self.steps_done, self.cursor = state["step"], state["cursor"]
+            self.variance = state["variance"]
+            self.clt.normalizations = [Normalization(**one) for one in state["normalizations"]]
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.run_files.found} is a checkpoint of another dictionary: {error}."
+            ) from None
+
+    def _manifest(self) -> dict[str, Any]:
+        left_out = ("metadata", "normalizations", "threshold")
+        own = {k: v for k, v in self.clt.settings().items() if k not in left_out}
+        return {
+            "format": "saelab-cross-layer-run",
+            "version": 1,
+            "config": self.config.to_json(),
+            "resolved": {
+                "peak_lr": self.config.peak_lr(self.clt.d_sae),
+                "dead_after": self.config.dead_after,
+            },
+            "sae": own,
+            "terms": [{"name": "reconstruction"}, {"name": "auxk", "coefficient": AUXK}],
+            "upkeep": [],
+            "data": self.store.identity,
+        }
+
+    def _finish(self) -> None:
+        identity = self.store.identity
+        training = {"tokens": self.tokens_done, "config": self.config.to_json()}
+        self.clt.metadata |= {"training": training, "data": identity}
+        if identity.get("model") is not None:
+            self.clt.metadata["model"] = identity["model"]
+        if self.run_files.folder is not None:
+            self.clt.save(self.run_files.folder / "clt")
+            self.save_checkpoint()
+
+
+def train_cross_layer(
+    clt: CrossLayerTranscoder,
+    store: ActivationStore,
+    config: TrainConfig | None = None,
+    folder: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+) -> CrossLayerResult:
+    """Train a cross-layer transcoder; run again to go on after an interruption.
+
+    Args:
+        clt: Trained in place.
+        store: Holds what every layer reads and writes.
+        config: Budget, learning rate and intervals.
+        folder: Run folder: metrics.jsonl, checkpoints, and the dictionary in `clt/`.
+        progress: Called after every step.
+
+    Raises:
+        ConfigError: Settings contradict the store, or the run in the folder.
+        FolderBusyError: Another process is training in the folder.
+        Interrupted: SIGINT or SIGTERM came; run the same command again to go on.
+    """
+    if folder is None:
+        return CrossLayerTrainer(clt, store, config).run(progress)
+    with folder_lock(folder):
+        return CrossLayerTrainer(clt, store, config, folder).run(progress)
+
+
+def _summed(
+    parts: Sequence[Tensor | None], width: int, start: Float[Tensor, " all_layers"]
+) -> Float[Tensor, "token all_layers"]:
+    """All layers' reconstructions side by side, without gradient."""
+    n_tokens = next(len(part) for part in parts if part is not None)
+    total = start.expand(n_tokens, -1).clone()
+    for layer, part in enumerate(parts):
+        if part is not None:
+            total[:, layer * width :] += part.detach()
+    return total
+
+
+def _check_store(clt: CrossLayerTranscoder, store: ActivationStore) -> None:
+    for hooks, width in ((clt.hooks, clt.d_in), (clt.hooks_out, clt.d_out)):
+        for hook in hooks:
+            if store.widths.get(hook) != width:
+                found = store.widths.get(hook, "nothing")
+                raise ConfigError(
+                    f"The cross-layer transcoder needs {hook} of width {width}; the store holds "
+                    f"{found}. Harvest what every MLP reads and writes together."
+                )
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return before // every != after // every
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name starts with a prefix, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
