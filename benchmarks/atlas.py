@@ -153,7 +153,7 @@ def measure(case: tuple[SAE, LanguageModel, Tokens], config: AtlasConfig, folder
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run", type=Path, help="a trained run; a random dictionary if not given")
     parser.add_argument("--d-sae", type=int, default=65536)
     parser.add_argument("--tokens", type=int, default=20_000)

@@ -28,6 +28,9 @@ from saelab.activation_functions import (
     TopK,
 )
 from saelab.atlas import Atlas, AtlasConfig, build_atlas
+from saelab.cross_layer import CrossLayerTranscoder
+from saelab.cross_layer_training import train_cross_layer
+from saelab.crosscoders import Crosscoder, train_crosscoder
 from saelab.errors import (
     CheckpointError,
     ConfigError,
@@ -50,6 +53,7 @@ from saelab.harvesting import HarvestConfig, harvest
 from saelab.latents import FirstLook, look
 from saelab.models import LanguageModel, load_model
 from saelab.normalization import Normalization
+from saelab.replacement_model import replacement_effects
 from saelab.sae import SAE
 from saelab.sparse_codes import SparseCodes
 from saelab.steering import ablate, clamp, intervene, scale, splice, steer
@@ -57,6 +61,7 @@ from saelab.store import ActivationStore
 from saelab.sweeps import sweep
 from saelab.tokens import Tokens
 from saelab.training import TrainConfig, Trainer, TrainResult, train
+from saelab.transcoder_sets import load_set, train_set
 
 __all__ = [
     "SAE",
@@ -70,6 +75,8 @@ __all__ = [
     "Choice",
     "ConfigError",
     "CorpusError",
+    "CrossLayerTranscoder",
+    "Crosscoder",
     "DataError",
     "DiskFullError",
     "EvaluateConfig",
@@ -113,12 +120,17 @@ __all__ = [
     "harvest",
     "intervene",
     "load_model",
+    "load_set",
     "look",
     "objectives",
+    "replacement_effects",
     "scale",
     "splice",
     "steer",
     "sweep",
     "tokens",
     "train",
+    "train_cross_layer",
+    "train_crosscoder",
+    "train_set",
 ]

@@ -9,28 +9,24 @@ directions to all its layers, so its norm is the norm over all that it writes. K
 and started again, a run ends with the same bits.
 """
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.activation_functions.base import picks
 from saelab.cross_layer import Chosen, CrossLayerTranscoder
+from saelab.cross_layer_gradients import AUXK, CrossLayerGradients
 from saelab.directions import aimed
 from saelab.errors import CheckpointError, ConfigError, DataError, Interrupted
 from saelab.files import folder_lock
 from saelab.initialization import geometric_median
-from saelab.kernels import GradientBuffers, sparse_decode, sparse_pre_activations, top_k
-from saelab.kernels.encoding import Selected, Selection
 from saelab.normalization import Normalization
-from saelab.objectives.auxk import default_k_aux
 from saelab.optimizers import Adam, learning_rate
-from saelab.pair_forward import FoundPairs
 from saelab.run_logs import RunLog
 from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
@@ -42,8 +38,6 @@ __all__ = ["CrossLayerResult", "CrossLayerTrainer", "train_cross_layer"]
 
 SAMPLE_TOKENS = 8192
 """How many activations of every layer the scales and centers are measured on."""
-AUXK = 1 / 32
-"""Weight of the AuxK term."""
 MEMORY = 0.99
 """How slowly the joint rule's threshold forgets."""
 
@@ -86,13 +80,13 @@ class CrossLayerTrainer:
         self.hooks = list(dict.fromkeys((*clt.hooks, *clt.hooks_out)))
         _check_store(clt, store)
         self.steps_done = self.cursor = 0
-        self.seconds = self.variance = 0.0
+        self.seconds = 0.0
         self.since_fired = torch.zeros(
             clt.n_layers, clt.d_sae, dtype=torch.int64, device=clt.device
         )
         self._parameters = dict(clt.named_parameters())
         self._optimizer = Adam(self._parameters, self.config.betas)
-        self._buffers = GradientBuffers(list(self._parameters.values()))
+        self._gradients = CrossLayerGradients(clt)
         self._batches: Iterator[Batch[dict[str, Tensor]]] | None = None
         self.run_files = TrainingRun(folder, self._manifest())
         if self.run_files.found is None:
@@ -133,7 +127,9 @@ class CrossLayerTrainer:
                 clt.b_enc[layer].copy_(-(x.mean(0) @ clt.W_enc[layer]))
             inputs.append(x)
             targets.append(y)
-            self.variance += (y.double() - y.double().mean(0)).square().sum(1).mean().item()
+            self._gradients.variance += (
+                (y.double() - y.double().mean(0)).square().sum(1).mean().item()
+            )
         for layer, x in enumerate(inputs if untrained and config.decoder == "unit" else ()):
             start = aimed(clt.W_enc[layer], x, torch.cat(targets[layer:], dim=1))
             found = start.any(dim=1)
@@ -157,7 +153,13 @@ class CrossLayerTrainer:
         started = time.perf_counter()
         batch = batch or self._next_batch()
         dead = self.since_fired >= self.config.dead_after
-        row = self._gradients(batch.activations, dead)
+        chosen, row = self._gradients(batch.activations, dead)
+        if not math.isfinite(row["loss"]):
+            raise DataError(
+                f"The loss became {row['loss']} at step {self.steps_done + 1}: the activations are "
+                "not finite, or the learning rate is too high. The last checkpoint is kept."
+            )
+        self._observe(chosen, self.config.batch_size)
         config = self.config
         lr = learning_rate(
             self.tokens_done + config.batch_size // 2,
@@ -211,101 +213,6 @@ class CrossLayerTrainer:
             )
         return next(self._batches)
 
-    def _gradients(self, rows: dict[str, Tensor], dead: Tensor) -> dict[str, Any]:
-        """Fill the gradient buffers; returns the loss, its terms, fvu of every layer and l0."""
-        clt = self.clt
-        inputs = [clt.rows(layer, rows[hook]) for layer, hook in enumerate(clt.hooks)]
-        targets = torch.cat(
-            [
-                rows[hook].to(clt.device, clt.dtype) * own.scale_out
-                for hook, own in zip(clt.hooks_out, clt.normalizations, strict=True)
-            ],
-            dim=1,
-        )
-        self._buffers.begin()
-        chosen = clt.select_pairs(inputs, [self._dead_ones(one) for one in dead])
-        kept = chosen.kept
-        parts = self._decoded(inputs, kept)
-        recons = _summed(parts, clt.d_out, torch.cat(list(clt.b_dec)).detach())
-        missing = targets - recons
-        loss = missing.square().sum() / (len(targets) * self.variance)
-        self._push(parts, missing * (-2 / (len(targets) * self.variance)), with_biases=True)
-        row = {"reconstruction": loss.item(), "auxk": self._auxk(inputs, chosen.extra, missing)}
-        if not torch.isfinite(loss):
-            raise DataError(
-                f"The loss became {loss.item()} at step {self.steps_done + 1}: the activations "
-                "are not finite, or the learning rate is too high. The last checkpoint is kept."
-            )
-        self._buffers.finish()
-        self._observe(chosen, len(targets))
-        spread = (targets - targets.mean(0)).square().sum(0).unflatten(0, (clt.n_layers, -1))
-        errors = missing.square().sum(0).unflatten(0, (clt.n_layers, -1))
-        layers = (errors.sum(1) / spread.sum(1)).tolist()
-        return {
-            "loss": sum(row.values()),
-            **row,
-            "fvu": (errors.sum() / spread.sum()).item(),
-            **{f"fvu_layer_{layer}": value for layer, value in enumerate(layers)},
-            "l0": sum(pairs.n_pairs for pairs, _ in kept) / len(targets),
-        }
-
-    def _dead_ones(self, dead: Bool[Tensor, " d_sae"]) -> Selection | None:
-        """The strongest dead latents of each token, in one layer."""
-        indices = dead.nonzero().squeeze(1)
-        if len(indices) == 0:
-            return None
-        k = min(default_k_aux(self.clt.d_in), len(indices))
-
-        def select(pre_acts: Tensor) -> Selected:
-            candidates = pre_acts[:, indices]
-            row, place, values = picks(candidates, *top_k(candidates, k))
-            return row, indices[place], values
-
-        return select
-
-    def _decoded(
-        self, inputs: Sequence[Tensor], found: Sequence[FoundPairs | None]
-    ) -> list[Tensor | None]:
-        """What each layer's pairs write to its own and the later layers; differentiable."""
-        clt, parts = self.clt, []
-        for layer, one in enumerate(found):
-            if one is None:
-                parts.append(None)
-                continue
-            pairs, values = one
-            W_enc, b_enc, W_dec = clt.W_enc[layer], clt.b_enc[layer], clt.W_dec[layer]
-            latents = sparse_pre_activations(
-                values, inputs[layer], W_enc, b_enc, None, pairs, self._buffers
-            ).relu()
-            parts.append(sparse_decode(latents, W_dec, None, pairs, self._buffers))
-        return parts
-
-    def _push(
-        self, parts: Sequence[Tensor | None], gradient: Tensor, *, with_biases: bool = False
-    ) -> None:
-        """Send the gradient of all layers' reconstructions back through what was decoded."""
-        width, present = self.clt.d_out, [i for i, part in enumerate(parts) if part is not None]
-        torch.autograd.backward(
-            [part for part in parts if part is not None],
-            [gradient[:, layer * width :] for layer in present],
-        )
-        if with_biases:
-            for bias, total in zip(self.clt.b_dec, gradient.sum(0).split(width), strict=True):
-                self._buffers.add(bias, total)
-
-    def _auxk(
-        self, inputs: Sequence[Tensor], found: Sequence[FoundPairs | None], missing: Tensor
-    ) -> float:
-        """The AuxK term's value; its gradient is pushed back."""
-        parts = self._decoded(inputs, found)
-        baseline = (missing - missing.mean(0)).square().sum()
-        if baseline == 0 or not any(part is not None for part in parts):
-            return 0.0
-        recovered = _summed(parts, self.clt.d_out, torch.zeros_like(missing[0]))
-        wrong = recovered - missing
-        self._push(parts, wrong * (2 * AUXK / baseline))
-        return AUXK * (wrong.square().sum() / baseline).item()
-
     @torch.no_grad()
     def _observe(self, chosen: Chosen, n_tokens: int) -> None:
         """Count how long latents have been silent, and move the joint rule's threshold."""
@@ -323,10 +230,10 @@ class CrossLayerTrainer:
         """Project, clip, step, renormalize; returns the gradient norm before clipping."""
         unit = self.config.decoder == "unit"
         for W_dec in self.clt.W_dec if unit else ():
-            gradient = self._buffers.of(W_dec)
+            gradient = self._gradients.buffers.of(W_dec)
             along = (gradient * W_dec).sum(1, keepdim=True)
             gradient.addcmul_(along, W_dec, value=-1)
-        gradients = {name: self._buffers.of(p) for name, p in self._parameters.items()}
+        gradients = {name: self._gradients.buffers.of(p) for name, p in self._parameters.items()}
         norms = [torch.linalg.vector_norm(g) for g in gradients.values()]
         norm = torch.linalg.vector_norm(torch.stack(norms)).item()
         clip = self.config.clip
@@ -344,7 +251,7 @@ class CrossLayerTrainer:
         tensors["since_fired"] = self.since_fired
         state = {
             "cursor": self.cursor,
-            "variance": self.variance,
+            "variance": self._gradients.variance,
             "normalizations": [one.to_json() for one in self.clt.normalizations],
         }
         self.log.time(self.steps_done, self.seconds)
@@ -357,7 +264,7 @@ class CrossLayerTrainer:
             self._optimizer.load(_under("optimizer.", tensors))
             self.since_fired.copy_(tensors["since_fired"])
             self.steps_done, self.cursor = state["step"], state["cursor"]
-            self.variance = state["variance"]
+            self._gradients.variance = state["variance"]
             self.clt.normalizations = [Normalization(**one) for one in state["normalizations"]]
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
@@ -418,18 +325,6 @@ def train_cross_layer(
         return CrossLayerTrainer(clt, store, config).run(progress)
     with folder_lock(folder):
         return CrossLayerTrainer(clt, store, config, folder).run(progress)
-
-
-def _summed(
-    parts: Sequence[Tensor | None], width: int, start: Float[Tensor, " all_layers"]
-) -> Float[Tensor, "token all_layers"]:
-    """All layers' reconstructions side by side, without gradient."""
-    n_tokens = next(len(part) for part in parts if part is not None)
-    total = start.expand(n_tokens, -1).clone()
-    for layer, part in enumerate(parts):
-        if part is not None:
-            total[:, layer * width :] += part.detach()
-    return total
 
 
 def _check_store(clt: CrossLayerTranscoder, store: ActivationStore) -> None:

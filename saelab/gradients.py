@@ -16,16 +16,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.activation_functions import ActivationFunction
+from saelab.activation_functions import AbsTopK, ActivationFunction, TopK
 from saelab.batch_means import BatchMeans, UnknownMean
 from saelab.distributed import ALONE, Ranks
-from saelab.kernels import GradientBuffers, Pairs
+from saelab.errors import ConfigError
+from saelab.kernels import Bfloat16Selection, GradientBuffers, Pairs
 from saelab.latent_shards import Shard
 from saelab.objectives import Step, Term
 from saelab.pair_forward import PairForward
 from saelab.sae import SAE, FoundPairs
+from saelab.train_config import TrainConfig
 
-__all__ = ["Gradients"]
+__all__ = ["Gradients", "coarse_selection"]
 
 PROBE_ROWS = 64
 """Rows on which a rule makes its first guess, the same on every rank."""
@@ -269,3 +271,23 @@ def _joined(steps: Sequence[Step], found: dict[str, FoundPairs]) -> Step:
     )
     targets = torch.cat([step.targets for step in steps])
     return Step(first.sae, forward, targets, first.variance, None, first.progress)
+
+
+def coarse_selection(sae: SAE, config: TrainConfig) -> Bfloat16Selection | None:
+    """How a run's pairs are selected: None in float32, as everything else is computed.
+
+    Raises:
+        ConfigError: bfloat16 is asked of a family that does not keep k latents a token.
+    """
+    rule = sae.activation
+    fits = isinstance(rule, TopK | AbsTopK) and sae.dtype == torch.float32
+    if config.selection == "bfloat16" and not fits:
+        raise ConfigError(
+            f"TrainConfig(selection='bfloat16') is for float32 TopK and AbsTopK dictionaries; this "
+            f"one has {rule} in {sae.dtype}. Leave it at 'auto'."
+        )
+    if config.selection == "float32" or not fits:
+        return None
+    mode = "on" if config.selection == "bfloat16" else "auto"
+    chosen = Bfloat16Selection(mode, sae.device)
+    return chosen if chosen.enabled else None

@@ -17,11 +17,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saelab.activation_functions import ActivationFunction, SelectAgain, TopK, from_json
+from saelab.activation_functions import (
+    AbsTopK,
+    ActivationFunction,
+    SelectAgain,
+    TopK,
+    from_json,
+)
 from saelab.dictionary_files import fill, read_dictionary, write_dictionary
 from saelab.directions import unit_rows
 from saelab.errors import CheckpointError, ConfigError, ShapeError
 from saelab.kernels import (
+    Bfloat16Selection,
     GradientBuffers,
     Pairs,
     encode_pairs,
@@ -105,6 +112,8 @@ class SAE(nn.Module):
         self.activation.setup(d_in, d_sae)
         self.normalization = normalization or Normalization()
         self.metadata: dict[str, Any] = dict(metadata or {})
+        self.coarse_selection: Bfloat16Selection | None = None
+        """Set by training that selects in bfloat16; inference never does."""
         generator = torch.Generator().manual_seed(seed)
         directions = unit_rows(d_sae, d_out, generator).to(dtype)
         encoder = directions.clone() if d_in == d_out else unit_rows(d_sae, d_in, generator)
@@ -246,7 +255,7 @@ class SAE(nn.Module):
         first = activation.select_training if training else activation.select
         while True:
             activation.prepare(centred, self.W_dec.detach())
-            found = encode_pairs(centred, self.W_enc.T, self.b_enc, [first, *extra.values()])
+            found = self._found(centred, first, list(extra.values()), training)
             named = dict(zip(("", *extra), found, strict=True))
             if not training:
                 return named
@@ -258,6 +267,14 @@ class SAE(nn.Module):
             if kept is not None:
                 named[""] = (pairs.filtered(kept), values[kept])
             return named
+
+    def _found(
+        self, centred: Tensor, first: Selection, extra: list[Selection], training: bool
+    ) -> list[FoundPairs]:
+        coarse, rule = self.coarse_selection, self.activation
+        if training and coarse is not None and isinstance(rule, TopK | AbsTopK):
+            return coarse.encode(centred, self.W_enc.T, self.b_enc, rule.k, extra, rule.signed)
+        return encode_pairs(centred, self.W_enc.T, self.b_enc, [first, *extra])
 
     def forward_found(
         self,

@@ -35,6 +35,9 @@ class TrainConfig:
     moments: Literal["float32", "bfloat16"] = "float32"
     """How Adam's two moments are kept; bfloat16 halves their memory, rounded at random so that
     they are right on average."""
+    selection: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the matmul that decides which latents a TopK or AbsTopK dictionary selects;
+    their values are float32 always. auto takes bfloat16 where it is measured to be faster."""
     micro_batch_size: int | None = None
     """Tokens decoded at a time, which bounds the memory of a step; the gradient stays that of the
     whole batch. None for the whole batch; else it must divide batch_size."""
@@ -87,7 +90,11 @@ class TrainConfig:
             raise ConfigError(f"TrainConfig(lr={self.lr}) must be positive.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"TrainConfig(betas={self.betas}): two numbers from 0 up to 1.")
-        choices = {"moments": ("float32", "bfloat16"), "decoder": ("unit", "free")}
+        choices = {
+            "moments": ("float32", "bfloat16"),
+            "decoder": ("unit", "free"),
+            "selection": ("auto", "float32", "bfloat16"),
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(

@@ -27,7 +27,7 @@ from saelab.distributed import ALONE, Ranks
 from saelab.errors import CheckpointError, DataError, Interrupted
 from saelab.files import folder_lock
 from saelab.firing import Firing
-from saelab.gradients import Gradients
+from saelab.gradients import Gradients, coarse_selection
 from saelab.initialization import initialize
 from saelab.latent_shards import Shard
 from saelab.objectives import Step, Term, default_terms
@@ -81,6 +81,7 @@ class Trainer:
         self.upkeep, self.ranks = tuple(upkeep), ranks
         self.steps_done = self.cursor = 0
         self.seconds = 0.0
+        sae.coarse_selection = coarse_selection(sae, self.config)
         shard = Shard(sae, ranks, self.terms, self.upkeep) if ranks.divides_latents else None
         self._shard, self._own = shard, sae if shard is None else shard.sae
         self._updates = Updates(self._own, self.config, shard)
@@ -162,6 +163,8 @@ class Trainer:
         self.seconds += time.perf_counter() - started
         counts = {"step": self.steps_done, "tokens": self.tokens_done}
         row["grad_norm"] = moved["grad_norm"]
+        if self.sae.coarse_selection is not None:
+            row["missed_share"] = self.sae.coarse_selection.missed_share
         return {**counts, **row, "dead_share": self._firing.share(dead), "lr": moved["lr"]}
 
     def advance(self, batch: Batch[dict[str, Tensor]] | None = None) -> dict[str, Any]:

@@ -106,7 +106,11 @@ def describe_run(
         "version": 1,
         "config": config.to_json(),
         # Defaults are worked out here, so that a run is never continued under other ones.
-        "resolved": {"peak_lr": config.peak_lr(sae.d_sae), "dead_after": config.dead_after},
+        "resolved": {
+            "peak_lr": config.peak_lr(sae.d_sae),
+            "dead_after": config.dead_after,
+            "selection": "float32" if sae.coarse_selection is None else "bfloat16",
+        },
         "sae": settings,
         "terms": [term.to_json() for term in terms],
         "upkeep": [one.to_json() for one in upkeep],
@@ -167,4 +171,5 @@ def _with_defaults(found: dict[str, Any]) -> dict[str, Any]:
     width = complete["sae"].get("d_in")
     new = {"d_out": width, "hook_out": None, "skip": False, "tied": False}
     complete["sae"] = {**new, **complete["sae"]}
+    complete["resolved"] = {"selection": "float32", **complete["resolved"]}
     return {**complete, "terms": found.get("terms"), "upkeep": found.get("upkeep", [])}

@@ -28,7 +28,7 @@ HOSTILE = (
 )
 """Tokens a page must show and never act on."""
 
-PLAIN = tuple("the ship came home from war peace was near a harbour old".split())
+PLAIN = ("the", "ship", "came", "home", "from", "war", "peace", "was", "near", "a", "harbor", "old")
 HOOK = "blocks.1.hook_resid_post"
 
 

@@ -60,6 +60,7 @@ LAYERS = (
     "training",
     "crosscoders",
     "cross_layer",
+    "cross_layer_gradients",
     "cross_layer_training",
     "same_model",
     "positions",

@@ -182,9 +182,9 @@ def test_the_gradient_is_autograds_of_the_dense_loss(selection):
         total = (
             total + (recons - rows[hook] * copied.normalizations[target].scale_out).square().sum()
         )
-    (total / (64 * trainer.variance)).backward()
+    (total / (64 * trainer._gradients.variance)).backward()
     for name, parameter in copied.named_parameters():
-        found = trainer._buffers.of(trainer._parameters[name])
+        found = trainer._gradients.buffers.of(trainer._parameters[name])
         torch.testing.assert_close(found, parameter.grad, rtol=1e-6, atol=1e-9)
 
 

@@ -22,6 +22,8 @@ PROMISED = {
     *("Atlas", "AtlasConfig", "build_atlas"),
     *("Choice", "Gated", "GradientTopK", "MatchingPursuit", "NormMatching", "SparseCoding"),
     *("FinetuneConfig", "FinetuneResult", "finetune"),
+    *("CrossLayerTranscoder", "train_cross_layer", "Crosscoder", "train_crosscoder"),
+    *("replacement_effects", "load_set", "train_set"),
     *("ablate", "clamp", "intervene", "scale", "splice", "steer"),
 }
 

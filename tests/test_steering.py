@@ -232,7 +232,7 @@ def test_a_recipe_survives_its_file(model, tokens, tmp_path):
 
 def test_mistakes_are_refused_before_the_model_runs(model):
     sae = dictionary(model)
-    with pytest.raises(ConfigError, match="no latent 24.*from 0 to 23"):
+    with pytest.raises(ConfigError, match=r"no latent 24.*from 0 to 23"):
         Push(sae, {24: 1.0})
     with pytest.raises(ConfigError, match="the number nan"):
         Push(sae, {2: float("nan")})

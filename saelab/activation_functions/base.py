@@ -132,12 +132,6 @@ class ActivationFunction(nn.Module, abc.ABC):
             )
 
 
-def entries(pre_acts: Float[Tensor, "row d_sae"], mask: Bool[Tensor, "row d_sae"]) -> Selected:
-    """The masked entries as (row, latent, pre-activation)."""
-    row, latent = mask.nonzero(as_tuple=True)
-    return row, latent, pre_acts[row, latent]
-
-
 def picks(
     pre_acts: Float[Tensor, "row d_sae"],
     strength: Float[Tensor, "row k"],

@@ -34,20 +34,20 @@ class BatchBorder:
         self.repeats = 0
         """How often a batch had to be encoded again because the guess was too high."""
 
-    def candidates(
-        self, strength: Float[Tensor, "row d_sae"], share: float
-    ) -> Bool[Tensor, "row d_sae"]:
-        """The entries above the guess.
+    def level(self, pre_acts: Float[Tensor, "row d_sae"], share: float, signed: bool) -> float:
+        """The guess: entries of greater strength are candidates.
 
         Args:
-            strength: Of a chunk.
-            share: Share of all entries that will be kept, for the first guess.
+            pre_acts: A chunk, of which the very first guess is made.
+            share: Share of all entries that will be kept.
+            signed: Strength is size.
         """
         if self.guess is None:  # twice the share of a sample lies above it
-            sample = strength.flatten()[:: max(1, strength.numel() // SAMPLE)]
+            sample = pre_acts.flatten()[:: max(1, pre_acts.numel() // SAMPLE)]
+            sample = sample.abs() if signed else sample
             above = min(len(sample), max(1, round(2 * share * len(sample))))
             self.guess = max(sample.topk(above).values.min().item(), 0.0)
-        return strength > self.guess
+        return self.guess
 
     def settle(
         self, strength: Float[Tensor, " pair"], budget: int

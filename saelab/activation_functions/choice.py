@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, entries, zeros_except
+from saelab.activation_functions.base import ActivationFunction, zeros_except
 from saelab.activation_functions.candidates import BatchBorder, LatentBorders, divided
 from saelab.activation_functions.per_batch import MEMORY, budget_of
 from saelab.errors import CheckpointError, ConfigError
-from saelab.kernels import Pairs
+from saelab.kernels import Pairs, above, entries
 from saelab.kernels.encoding import Selected
 from saelab.zipf_curve import fit_zipf
 
@@ -127,11 +127,10 @@ class Choice(ActivationFunction):
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """Candidates: the entries above the guess, or above their latent's guess."""
         if self.allocator == "mutual":
-            mask = self._border.candidates(pre_acts, self.k / len(self.threshold))
-        else:
-            shares = (self.k * self.weights / self.weights.sum()).clamp(max=1)
-            mask = self._borders.candidates(pre_acts, shares)
-        return entries(pre_acts, mask)
+            share = self.k / len(self.threshold)
+            return above(pre_acts, self._border.level(pre_acts, share, signed=False))
+        shares = (self.k * self.weights / self.weights.sum()).clamp(max=1)
+        return entries(pre_acts, self._borders.candidates(pre_acts, shares))
 
     def settle(self, pairs: Pairs, pre_acts: Float[Tensor, " pair"]) -> Bool[Tensor, " pair"]:
         """The entries the allocator keeps, exactly.

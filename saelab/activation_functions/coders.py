@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, entries
+from saelab.activation_functions.base import ActivationFunction
 from saelab.errors import CheckpointError, ConfigError
-from saelab.kernels import Pairs
+from saelab.kernels import Pairs, entries
 from saelab.kernels.encoding import Selected
 from saelab.kernels.pursuit import matching_steps, merged
 from saelab.proximal import PENALTIES, code_from_correlations, step_size

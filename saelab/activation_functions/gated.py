@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saelab.activation_functions.base import ActivationFunction, entries, zeros_except
+from saelab.activation_functions.base import ActivationFunction, zeros_except
 from saelab.errors import CheckpointError
+from saelab.kernels import above
 from saelab.kernels.encoding import Selected
 
 __all__ = ["Gated"]
@@ -65,11 +66,11 @@ class Gated(ActivationFunction):
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The entries that are not zero."""
-        return entries(pre_acts, pre_acts > self._threshold())
+        return above(pre_acts, self._threshold())
 
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The entries whose gate is open, be the latent zero or not: their gate has a gradient."""
-        return entries(pre_acts, pre_acts > self.offset)
+        return above(pre_acts, self.offset)
 
     def at_pairs(
         self, pre_acts: Float[Tensor, " pair"], indices: Int[Tensor, " pair"]

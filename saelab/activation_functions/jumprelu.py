@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saelab.activation_functions.base import ActivationFunction, entries, zeros_except
+from saelab.activation_functions.base import ActivationFunction, zeros_except
 from saelab.errors import CheckpointError, ConfigError
+from saelab.kernels import above
 from saelab.kernels.encoding import Selected
 
 __all__ = ["JumpReLU"]
@@ -106,11 +107,11 @@ class JumpReLU(ActivationFunction):
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The entries above their threshold."""
-        return entries(pre_acts, pre_acts > self.threshold)
+        return above(pre_acts, self.threshold)
 
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The entries above their threshold, and those below it but in the window."""
-        return entries(pre_acts, pre_acts > (self.threshold - self.width() / 2).clamp(min=0))
+        return above(pre_acts, (self.threshold - self.width() / 2).clamp(min=0))
 
     def at_pairs(
         self, pre_acts: Float[Tensor, " pair"], indices: Int[Tensor, " pair"]

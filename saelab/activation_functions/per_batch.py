@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, entries, zeros_except
+from saelab.activation_functions.base import ActivationFunction, zeros_except
 from saelab.activation_functions.candidates import BatchBorder
 from saelab.errors import CheckpointError, ConfigError
-from saelab.kernels import Pairs
+from saelab.kernels import Pairs, above
 from saelab.kernels.encoding import Selected
 
 __all__ = ["BatchAbsTopK", "BatchTopK"]
@@ -66,11 +66,11 @@ class _Budget(ActivationFunction, abc.ABC):
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """f = z where its strength exceeds the threshold, else 0."""
-        return zeros_except(pre_acts, self._active(pre_acts))
+        return zeros_except(pre_acts, self.strength(pre_acts) > self._limit(pre_acts))
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The entries whose strength exceeds the threshold."""
-        return entries(pre_acts, self._active(pre_acts))
+        return above(pre_acts, self._limit(pre_acts), self.signed)
 
     def at_pairs(
         self,
@@ -83,7 +83,7 @@ class _Budget(ActivationFunction, abc.ABC):
     def select_training(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """Candidates: the entries above the guess."""
         share = self.k / self._n_latents
-        return entries(pre_acts, self._border.candidates(self.strength(pre_acts), share))
+        return above(pre_acts, self._border.level(pre_acts, share, self.signed), self.signed)
 
     def settle(
         self, pairs: Pairs, pre_acts: Float[Tensor, " pair"]
@@ -135,9 +135,9 @@ class _Budget(ActivationFunction, abc.ABC):
         """Shown by print."""
         return f"k={self.k:g}"
 
-    def _active(self, pre_acts: Tensor) -> Tensor:
-        # Compared in the file's precision, so that a saved dictionary decides the same.
-        return self.strength(pre_acts) > self.threshold.float().to(pre_acts.dtype)
+    def _limit(self, pre_acts: Tensor) -> Tensor:
+        # In the file's precision, so that a saved dictionary decides the same.
+        return self.threshold.float().to(pre_acts.dtype)
 
 
 @final

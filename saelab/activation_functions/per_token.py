@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, entries, picks, zeros_except
+from saelab.activation_functions.base import ActivationFunction, picks, zeros_except
 from saelab.errors import ConfigError
-from saelab.kernels import top_k
+from saelab.kernels import above, top_k_pairs
 from saelab.kernels.encoding import Selected
 
 __all__ = ["AbsTopK", "GroupMax", "ReLU", "TopK"]
@@ -31,7 +31,7 @@ class ReLU(ActivationFunction):
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The positive entries."""
-        return entries(pre_acts, pre_acts > 0)
+        return above(pre_acts, 0.0)
 
     def at_pairs(
         self,
@@ -114,7 +114,7 @@ class TopK(_FixedNumber):
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The k largest of each row that are positive."""
-        return picks(pre_acts, *top_k(pre_acts, self.k))
+        return top_k_pairs(pre_acts, self.k)
 
     def at_pairs(
         self,
@@ -161,7 +161,7 @@ class AbsTopK(_FixedNumber):
 
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
         """The k of largest size of each row."""
-        return picks(pre_acts, *top_k(pre_acts.abs(), self.k))
+        return top_k_pairs(pre_acts, self.k, signed=True)
 
     def at_pairs(
         self,

@@ -49,12 +49,12 @@ class Comparison:
     @property
     def shared(self) -> float:
         """Share of the latents whose best match is at least `threshold` alike."""
-        return float((self.table["similarity"].abs() >= self.threshold).mean())
+        return float((np.abs(self.table["similarity"].to_numpy()) >= self.threshold).mean())
 
     @property
     def shared_null(self) -> float:
         """The same share under the null."""
-        return float((self.table["null"].abs() >= self.threshold).mean())
+        return float((np.abs(self.table["null"].to_numpy()) >= self.threshold).mean())
 
 
 def compare(one: "Atlas", other: "Atlas", by: str = "auto", threshold: float = 0.7) -> Comparison:
@@ -90,7 +90,8 @@ def compare(one: "Atlas", other: "Atlas", by: str = "auto", threshold: float = 0
         }
     )
     alive = one.arrow("latents").column("count").to_numpy() > 0
-    return Comparison(table=table[alive].reset_index(drop=True), by=by, threshold=threshold)
+    rows = table.iloc[np.flatnonzero(alive)].reset_index(drop=True)
+    return Comparison(table=rows, by=by, threshold=threshold)
 
 
 def _chosen(one: "Atlas", other: "Atlas") -> str:

@@ -228,8 +228,8 @@ def _activations(tail: TailCard) -> list[ActivationPanel]:
     found = [_activation(one, -1.0, tail.max * tail.sign, -1.0) for one in tail.top()]
     for number in reversed(range(len(tail.intervals))):
         interval = tail.intervals[number]
-        ends = sorted((tail.sign * interval.low, tail.sign * interval.high))
-        found += [_activation(one, *ends, interval.share) for one in tail.of_interval(number)]
+        low, high = sorted((tail.sign * interval.low, tail.sign * interval.high))
+        found += [_activation(one, low, high, interval.share) for one in tail.of_interval(number)]
     return found
 
 

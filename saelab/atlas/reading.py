@@ -177,12 +177,13 @@ class CardReader:
     def _profile(self, latent: int) -> dict[int, tuple[ProfileEntry, ...]]:
         families = "array_position(['token', 'bigram', 'trigram', 'next'], family)"
         rows = self._of("profiles", latent, f"{families}, count_rank NULLS LAST, enriched_rank")
-        names = [field.name for field in fields(ProfileEntry)]
+        names = [field.name for field in fields(ProfileEntry) if field.name != "token_ids"]
         return {
             sign: tuple(
-                ProfileEntry(**{name: row[name] for name in names} | {"token_ids": tuple(ids)})
+                ProfileEntry(
+                    token_ids=tuple(row["token_ids"]), **{name: row[name] for name in names}
+                )
                 for row in mine
-                for ids in [row["token_ids"]]
             )
             for sign, mine in _by_sign(rows).items()
         }

@@ -8,45 +8,52 @@ from saelab.atlas.tables import AtlasTables
 
 __all__ = ["search"]
 
-_FIELDS: dict[str, tuple[float, str]] = {
-    "human": (
+_LABEL = (
+    "SELECT latent, sign, text, CASE WHEN score_name = 'z' THEN 0.0 ELSE score END AS share "
+    "FROM labels WHERE kind <> 'output' AND "
+)
+_QUERIES: tuple[tuple[str, float, str], ...] = (
+    (
+        "human",
         90.0,
         "SELECT latent, sign, label AS text, 1.0 AS share FROM annotations "
         "WHERE contains(lower(label), $text)",
     ),
-    "note": (
-        70.0,
-        "SELECT latent, sign, note AS text, 1.0 AS share FROM annotations "
-        "WHERE contains(lower(note), $text)",
-    ),
-    "llm": (
+    (
+        "llm",
         80.0,
         "SELECT latent, sign, text, coalesce(score, 0.5) AS share FROM explanations "
         "WHERE contains(lower(text), $text)",
     ),
-    "label": (
-        60.0,
-        "SELECT latent, sign, text, CASE WHEN score_name = 'z' THEN 0.0 ELSE score END AS share "
-        "FROM labels WHERE kind <> 'output' AND contains(lower(text), $text)",
+    (
+        "note",
+        70.0,
+        "SELECT latent, sign, note AS text, 1.0 AS share FROM annotations "
+        "WHERE contains(lower(note), $text)",
     ),
-    "token": (
+    ("label", 60.0, _LABEL + "contains(lower(text), '“' || $trimmed || '”')"),
+    (
+        "token",
         50.0,
         "SELECT latent, sign, text, share * precision AS share FROM profiles "
         "WHERE family = 'token' AND trim(lower(text)) = $trimmed",
     ),
-    "promoted": (
+    (
+        "promoted",
         40.0,
         "SELECT latent, side AS sign, text, 1.0 / (1 + rank) AS share FROM logits "
         "JOIN (SELECT token_id, text FROM vocabulary WHERE trim(lower(text)) = $trimmed) "
         "USING (token_id) WHERE side = 1 OR (SELECT count(*) FROM tails WHERE sign = -1) > 0",
     ),
-    "example": (
+    ("label", 30.0, _LABEL + "contains(lower(text), $text)"),
+    (
+        "example",
         10.0,
         "SELECT latent, sign, any_value(text) AS text, count(*) / 100.0 AS share FROM examples "
         "WHERE contains(lower(text), $text) GROUP BY latent, sign",
     ),
-}
-"""Field -> (weight, query for latent, sign, text, share from 0 to 1)."""
+)
+"""(field, weight, query for latent, sign, text, share from 0 to 1), best first."""
 
 
 def search(
@@ -79,7 +86,7 @@ def _hits(tables: AtlasTables, text: str, limit: int) -> list[tuple[int, int, st
         found += [(row[0], 0, "number", number, 100.0) for row in rows]
     if not text.strip():
         return found
-    for field, (weight, query) in _FIELDS.items():
+    for field, weight, query in _QUERIES:
         if field == "example" and len(found) >= limit:
             break  # the longest text by far: asked only when the rest says too little
         wanted: dict[str, Any] = {"text": text.lower(), "trimmed": text.strip().lower()}

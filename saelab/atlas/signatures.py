@@ -60,8 +60,10 @@ def key_signatures(
         fired: Tokens on which each tail fires.
         text: Spells out token ids.
     """
-    rank = counts.ranked(counts.fires.astype(float))
-    near = np.flatnonzero(rank < _CONSIDERED)
+    # a run of tokens that occurs once would describe the latent perfectly, and say nothing
+    repeated = (counts.corpus > 1) | (counts.family.name == "token")
+    rank = counts.ranked(counts.fires * repeated.astype(float))
+    near = np.flatnonzero((rank < _CONSIDERED) & repeated)
     shape = (len(fired), _CONSIDERED)
     fires, corpus = np.zeros(shape), np.ones(shape)
     entry = np.full(shape, -1)

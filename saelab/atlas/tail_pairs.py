@@ -156,10 +156,15 @@ def choose_examples(tails: TailPairs, corpus: Corpus, config: Any) -> Chosen:
         )
     ]
     chosen = np.flatnonzero((top_rank >= 0) | (drawn[0] >= 0) | (drawn[1] >= 0))
-    columns = (top_rank, interval, drawn[0], quantile, drawn[1])
+    columns = (chosen, top_rank[chosen], interval[chosen], drawn[0][chosen])
+    pair, top, in_interval, interval_rank = (torch.from_numpy(column) for column in columns)
     return Chosen(
-        torch.from_numpy(chosen),
-        *(torch.from_numpy(column[chosen]) for column in columns),
+        pair,
+        top,
+        in_interval,
+        interval_rank,
+        torch.from_numpy(quantile[chosen]),
+        torch.from_numpy(drawn[1][chosen]),
         _quantile_edges(tails, order, count, config.quantiles),
     )
 

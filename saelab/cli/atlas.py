@@ -96,9 +96,9 @@ def _report(atlas: Atlas) -> None:
     shown = atlas.latents(
         "density < 0.01 AND count >= 20 AND auto_score_name = 'F1'", "auto_score DESC", N_SHOWN
     )
-    for row in shown.itertuples():
-        label = "".join(one if one.isprintable() else "�" for one in str(row.label))
-        say(f"  {row.latent:>7}  F1 {row.auto_score:.2f}  {label}")
+    for row in shown.to_dict("records"):
+        label = "".join(one if one.isprintable() else "�" for one in str(row["label"]))
+        say(f"  {row['latent']:>7}  F1 {row['auto_score']:.2f}  {label}")
     say("Next: saelab explore, or in Python:")
     say(f"  atlas = saelab.Atlas.open({str(atlas.folder)!r}); atlas.search('war')")
 

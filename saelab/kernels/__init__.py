@@ -19,9 +19,11 @@ from saelab.kernels.functions import (
     squared_error,
 )
 from saelab.kernels.pairs import Pairs, pair_products, sum_rows
+from saelab.kernels.rescoring import Bfloat16Selection
 from saelab.kernels.selection import above, entries, top_k, top_k_pairs
 
 __all__ = [
+    "Bfloat16Selection",
     "GradientBuffers",
     "Pairs",
     "above",

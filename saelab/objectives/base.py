@@ -8,7 +8,7 @@ from typing import Any, final
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.kernels import GradientBuffers
+from saelab.kernels import GradientBuffers, squared_error
 from saelab.kernels.encoding import Selection
 from saelab.sae import SAE, PairForward
 
@@ -84,4 +84,4 @@ class Term(abc.ABC):
 
 def relative_error(step: Step, recons: Float[Tensor, "token d_out"]) -> Float[Tensor, ""]:
     """Mean over tokens of |target - recons|^2, over the data's variance."""
-    return (step.targets - recons).square().sum() / (len(recons) * step.variance)
+    return squared_error(recons, step.targets) / (len(recons) * step.variance)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ PROGRAM = textwrap.dedent(
     """
     import sys
     from pathlib import Path
+from typing import Any
     sys.path.insert(0, {root!r})
     from tests.atlas.cases import built
     built(Path({folder!r}), fresh=True)
@@ -96,7 +98,7 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def run(folder: Path, *prefix: str, **options) -> "subprocess.Popen[bytes]":
+def run(folder: Path, *prefix: str, **options) -> "subprocess.Popen[Any]":
     program = PROGRAM.format(root=str(ROOT), folder=str(folder))
     script = folder.parent / f"{folder.name}.py"
     script.write_text(program, encoding="utf-8")

@@ -238,8 +238,10 @@ def test_cooccurrence_is_that_of_the_dense_matrix(case):
         expected = []
         for other, key in enumerate(keys):
             if key[0] != latent and both[place, other] >= 2:
-                numbers = (both[place, other], count[place], count[other])
-                phi, jaccard, npmi = association(*(np.array([float(x)]) for x in numbers), n)
+                a, b, c = (
+                    np.array([float(x)]) for x in (both[place, other], count[place], count[other])
+                )
+                phi, jaccard, npmi = association(a, b, c, n)
                 if phi[0] > 0:
                     expected.append((float(phi[0]), float(jaccard[0]), float(npmi[0])))
         expected.sort(reverse=True)
@@ -303,6 +305,16 @@ def test_a_dead_latent_has_an_empty_page(tmp_path):
     assert (tail.count, tail.examples, tail.intervals, tail.cooccurring) == (0, (), (), ())
     assert tail.near_misses == tail.profile == ()
     assert len(tail.promoted) == 10
+
+
+def test_a_dictionary_that_never_fires_has_an_atlas_too(tmp_path):
+    sae = dictionary()
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e9)
+    atlas = built(tmp_path, sae)
+    assert atlas.count("count > 0") == 0
+    assert atlas.latent(3).positive.max == 0
+    assert atlas.search("A") == [] or all(hit.field == "promoted" for hit in atlas.search("A"))
 
 
 def test_where_logits_cannot_be_read_the_page_says_why(tmp_path):

@@ -47,7 +47,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_message(self, *arguments):
+            def log_message(self, format, *args):
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -116,7 +116,7 @@ def test_a_judge_that_sees_the_activations_gets_full_marks(serve, atlas):
         return str([int(number) for number, window in windows if window in texts])
 
     table = explain(atlas, serve(knowing).endpoint, latents, ExplainConfig(scorers=("detection",)))
-    assert (table["detection"] >= 0.9).all()
+    assert min(table["detection"].tolist()) >= 0.9
 
 
 def test_guessing_the_true_activations_correlates_perfectly(serve, atlas):
@@ -136,13 +136,15 @@ def test_guessing_the_true_activations_correlates_perfectly(serve, atlas):
 
     config = ExplainConfig(scorers=("simulation",))
     table = explain(atlas, serve(simulating).endpoint, latents, config)
-    assert (table["simulation"] > 0.95).all()
+    assert min(table["simulation"].tolist()) > 0.95
 
 
 def test_what_cannot_be_read_is_no_score(serve, atlas):
     config = ExplainConfig(scorers=("detection", "fuzzing", "simulation", "output"))
     table = explain(atlas, serve(lambda _: "who knows").endpoint, alive(atlas, 1), config)
-    assert table[["detection", "fuzzing", "simulation"]].isna().all().all()
+    assert all(
+        table[name].isna().to_numpy().all() for name in ("detection", "fuzzing", "simulation")
+    )
     assert table["output"].tolist() == [0.0, 0.0]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from saelab.atlas.loss_effects import measure_loss_effects
 from saelab.atlas.neuronpedia import feature_panel, load_batches
 from saelab.errors import ConfigError, FormatError
+from saelab.models import LanguageModel
 from saelab.tokens import Tokens
 from tests.atlas.cases import CONFIG, D, built, dictionary, model, signed, text
 
@@ -46,7 +48,7 @@ def hostile(tmp_path_factory):
 
     tokens = dataclasses.replace(text(), document_names=["<b>d</b>"] * 41)
     folder = tmp_path_factory.mktemp("hostile")
-    return build_atlas(signed(), Hostile(model()), tokens, folder, CONFIG)
+    return build_atlas(signed(), cast(LanguageModel, Hostile(model())), tokens, folder, CONFIG)
 
 
 def test_hostile_tokens_survive_the_round_trip(hostile):
@@ -82,7 +84,7 @@ def test_the_page_holds_labels_notes_and_examples_of_the_chosen_latents(tmp_path
     atlas = built(tmp_path / "atlas")
     atlas.annotate(3, label="my label", note="my note")
     page = atlas.save_html(tmp_path / "page.html", [3, 9]).read_text(encoding="utf-8")
-    data = json.loads(re.search(r'id="look">(.*?)</script>', page, re.S)[1])
+    data = json.loads(re.findall(r'id="look">(.*?)</script>', page, re.S)[0])
     assert data["latent"] == [3, 9]
     assert data["names"][0] == "my label"
     assert ["Notes", "my note"] in data["details"][0]
@@ -154,7 +156,7 @@ def test_effects_on_the_loss_are_what_ablating_the_latent_by_hand_changes(tmp_pa
             for one in tail.top()[:2]:
                 expected = by_hand(sae, tokens, latent, one)
                 first = one.position - one.peak
-                for place, value in enumerate(one.ablation):
+                for place, value in enumerate(one.ablation or ()):
                     position = first + place
                     known = position > 1 and tokens.kept[one.row, [position - 1, position]].all()
                     assert (value is not None) == bool(known)
@@ -189,7 +191,7 @@ def test_at_the_last_layer_the_direct_effect_is_the_whole_effect(tmp_path):
     for latent in latents:
         for one in atlas.latent(latent).positive.top()[:3]:
             for before, direct, full in zip(
-                one.activations, one.direct[1:], one.ablation[1:], strict=False
+                one.activations, (one.direct or ())[1:], (one.ablation or ())[1:], strict=False
             ):
                 if full is None:
                     continue

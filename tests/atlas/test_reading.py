@@ -86,7 +86,7 @@ def test_search_finds_numbers_labels_notes_tokens_and_promoted_tokens(tmp_path):
     token = card.positive.profile[0].text
     hits = {(h.latent, h.sign): h for h in atlas.search(token, 400)}
     assert (9, 1) in hits
-    promoted = card.negative.promoted[0].token
+    promoted = card.tails[1].promoted[0].token
     assert any(h.latent == 9 for h in atlas.search(promoted, 400))
     assert atlas.search("no text has this") == []
     assert atlas.search("  ") == []
@@ -228,14 +228,14 @@ def test_comparison_is_that_of_the_dense_matrices(tmp_path):
     dense = [dense_latents(sae, text()).double() for sae in (dictionary(), dictionary(seed=1))]
     both = torch.corrcoef(torch.cat([x.T for x in dense]))[:40, 40:].nan_to_num(-1)
     table = one.compare(two, "correlation").table.set_index("latent")
-    for latent, row in table.iterrows():
-        assert row["similarity"] == pytest.approx(float(both[latent].max()), abs=1e-5)
+    for latent, similarity in table["similarity"].to_dict().items():
+        assert similarity == pytest.approx(float(both[latent].max()), abs=1e-5)
     cosine = torch.cosine_similarity(
         dictionary().W_dec[:, None].detach(), dictionary(seed=1).W_dec[None].detach(), dim=2
     )
     table = one.compare(two, "cosine").table.set_index("latent")
-    for latent, row in table.iterrows():
-        assert row["similarity"] == pytest.approx(float(cosine[latent].max()), abs=2e-3)
+    for latent, similarity in table["similarity"].to_dict().items():
+        assert similarity == pytest.approx(float(cosine[latent].max()), abs=2e-3)
 
 
 def test_what_cannot_be_compared_is_refused(atlas, tmp_path):
