@@ -90,7 +90,7 @@ def latent_map(latents: "DataFrame") -> "Figure":
     """
     import plotly.graph_objects as go
 
-    alive = latents[latents["count"] > 0]
+    alive: Any = latents[latents["count"] > 0]
     color: dict[str, Any] = {"color": ACCENT}
     if alive["logit_kurtosis"].notna().any():
         color = {

@@ -91,8 +91,8 @@ def training_figure(
             figure.add_vline(
                 x=event["step"] * per_step,
                 line_dash="dot",
-                row=1,
-                col=place,  # type: ignore[arg-type]
+                row=1,  # pyright: ignore[reportArgumentType] - its stub knows only "all"
+                col=place,  # pyright: ignore[reportArgumentType]
             )
         figure.update_yaxes(rangemode="tozero", row=1, col=place)
         figure.update_xaxes(title="training tokens", nticks=4, row=1, col=place)

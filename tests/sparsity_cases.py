@@ -1,5 +1,7 @@
 """What the tests of penalized families share: a random dictionary, and one step on it."""
 
+from typing import Any
+
 import torch
 
 from saelab.kernels import GradientBuffers
@@ -9,7 +11,7 @@ from saelab.sae import SAE
 D_IN, D_SAE, TOKENS, VARIANCE = 6, 20, 30, 2.5
 
 
-def random_sae(activation, seed=0, **settings) -> SAE:
+def random_sae(activation, seed=0, **settings) -> Any:
     """A dictionary in float64 whose every parameter is random."""
     sae = SAE(D_IN, D_SAE, activation, **settings).double()
     generator = torch.Generator().manual_seed(seed)

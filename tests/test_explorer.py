@@ -41,7 +41,8 @@ def app(runs, monkeypatch):
 
 def page_html(test: AppTest) -> str:
     """Everything a page put out as HTML."""
-    return "\n".join(str(one.proto.body) for one in test.get("html"))
+    bodies = [str(one.proto.body) for one in test.get("html")]
+    return "\n".join(body for body in bodies if not body.startswith("<style>"))
 
 
 def assert_fine(test: AppTest) -> None:
@@ -75,8 +76,8 @@ def test_the_page_of_a_latent_shows_its_examples_and_both_sides_of_a_signed_one(
 
 def test_a_label_and_a_note_are_kept(app, runs):
     test = app("latent.py", run="topk", latent=5)
-    test.text_input[-1].set_value("ships and **war**")
-    test.text_area[-1].set_value("a note")
+    test.text_input(key="own label 5").set_value("ships and **war**")
+    test.text_area(key="own note 5").set_value("a note")
     next(one for one in test.button if one.label == "Save").click()
     test.run()
     assert_fine(test)

@@ -142,9 +142,12 @@ def test_a_latent_is_found_in_the_table_and_opened_from_the_search_box(visit):
 
 def test_the_address_of_a_view_brings_it_back(visit):
     first = visit("/latents?run=topk&often=any&sort=number&find=ship")
-    text = first.locator('[data-testid="stMainBlockContainer"]').inner_text()
+    count = first.get_by_text("latents; pick one to open it").inner_text()
     again = visit(first.url.removeprefix(first.url.split("/latents")[0]))
-    assert again.locator('[data-testid="stMainBlockContainer"]').inner_text() == text
+    assert again.get_by_text("latents; pick one to open it").inner_text() == count
+    assert not count.startswith("48"), (
+        "the filter must leave some out for this test to say anything"
+    )
     assert again.get_by_label("Find").input_value() == "ship"
 
 
@@ -152,9 +155,8 @@ def test_a_prompt_with_hostile_tokens_is_read(visit):
     page = visit("/prompt?run=topk")
     page.get_by_label("Text").fill("the <script>window.hacked=1</script> ship **bold** came home")
     page.get_by_role("button", name="Read it").click()
-    settled(page)
+    page.get_by_text("What the model expects next").wait_for(timeout=60_000)
     keep(page, "prompt_read")
-    assert page.get_by_text("What the model expects next").count() == 1
 
 
 def test_hostile_tokens_lie_on_the_page_as_text(visit):
@@ -171,7 +173,7 @@ def test_the_keyboard_reaches_the_search_box_and_the_pages(visit):
         reached.add(
             page.evaluate(
                 "(document.activeElement.getAttribute('aria-label') || "
-                "document.activeElement.innerText || '').trim().split('\\n')[0]"
+                "document.activeElement.innerText || '').trim().split('\\n').at(-1)"
             )
         )
     assert {"Search", "Latents", "Prompt"} <= reached, reached

@@ -1,5 +1,7 @@
 """Do the penalized families find planted atoms, and do they differ as their papers say?"""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def trained(activation, terms, *, decoder="unit", length=None):
+def trained(activation, terms, *, decoder: Literal["unit", "free"] = "unit", length=None):
     """A dictionary of 64 latents."""
     sae = SAE(32, 64, activation)
     if length is not None:

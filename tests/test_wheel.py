@@ -35,6 +35,11 @@ def test_the_wheel_has_every_file_of_the_library(wheel: Path) -> None:
         for path in (ROOT / "saelab").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    source |= {
+        f"saelab/explorer_app/{path.relative_to(ROOT / 'app').as_posix()}"
+        for path in (ROOT / "app").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert "saelab/py.typed" in inside
     assert inside == source
 

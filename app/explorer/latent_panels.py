@@ -189,8 +189,12 @@ def notes(atlas: Atlas, card: LatentCard) -> None:
     mine = next((one for one in card.annotations if one.sign == 0), None)
     with st.expander("Your label and notes", expanded=bool(mine and (mine.label or mine.note))):
         with st.form("notes", border=False):
-            label = st.text_input("Label", mine.label if mine else "", max_chars=200)
-            note = st.text_area("Note", mine.note if mine else "", max_chars=5000)
+            label = st.text_input(
+                "Label", mine.label if mine else "", 200, key=f"own label {card.latent}"
+            )
+            note = st.text_area(
+                "Note", mine.note if mine else "", max_chars=5000, key=f"own note {card.latent}"
+            )
             saved = st.form_submit_button("Save")
         if saved:
             atlas.annotate(card.latent, label=label, note=note)

@@ -41,10 +41,14 @@ def root() -> Path:
     return Path(sys.argv[1] if len(sys.argv) > 1 else "runs").absolute()
 
 
-@st.cache_data(ttl=5, show_spinner=False)
 def runs() -> dict[str, RunSummary]:
     """Every run under the root by its name; looked for again after five seconds."""
-    return {one.name: one for one in find_runs(root())}
+    return _runs(str(root()))
+
+
+@st.cache_data(ttl=5, show_spinner=False)
+def _runs(folder: str) -> dict[str, RunSummary]:
+    return {one.name: one for one in find_runs(folder)}
 
 
 def run(name: str) -> RunSummary:

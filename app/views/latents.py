@@ -84,7 +84,7 @@ with left:
     }
     if atlas.signed:
         columns["top_token_neg"] = "negative side on"
-    table = shown[list(columns)].rename(columns=columns)
+    table = shown[list(columns)].set_axis(list(columns.values()), axis=1)
     chosen = st.dataframe(
         table,
         hide_index=True,

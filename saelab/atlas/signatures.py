@@ -3,8 +3,8 @@
 Five kinds of description, each with a score measured on the corpus itself:
 
 - token, bigram, trigram, next: a set of keys (see `profiles`) that says where a tail fires. Among
-  the sets of at most `MOST_KEYS` of its commonest keys, the one of best F1 (a key belongs to the
-  set of best F1 when its precision exceeds half of that F1).
+  the sets of at most `MOST_KEYS` of its commonest keys, the smallest whose F1 is within 0.02 of the
+  best (a key belongs to the set of best F1 when its precision exceeds half of that F1).
 - context: words that stand before the peak where it fires and not where the same token stands and
   it stays silent. Chosen on half of the contexts, scored by balanced accuracy on the other half.
 - output: the tokens it promotes most, scored by their mean effect over the spread of all (z).
@@ -98,8 +98,8 @@ def _best_sets(fires: np.ndarray, corpus: np.ndarray, fired: np.ndarray) -> np.n
         useful &= np.cumsum(useful, 1) <= MOST_KEYS
         hits, claimed = np.cumsum(useful * fires, 1), np.cumsum(useful * corpus, 1)
         f1 = 2 * hits / np.maximum(fired[:, None] + claimed, 1)
-        last = f1.argmax(1)
         score = f1.max(1)
+        last = (f1 >= score[:, None] - SIMPLER).argmax(1)  # no key that hardly helps
         better = score > best
         sets = useful & (np.arange(fires.shape[1]) <= last[:, None])
         chosen[better] = sets[better]

@@ -38,9 +38,9 @@ class Spelling:
     def texts(self, ids: Int[Tensor, " token"], lengths: Int[Tensor, " text"]) -> list[str]:
         """Several strings, from their tokens laid end to end."""
         pieces = [self.strings[token] for token in ids.tolist()]
-        ends = np.cumsum(lengths.numpy()).tolist()
-        starts = [0, *ends[:-1]]
-        return ["".join(pieces[a:b]) for a, b in zip(starts, ends, strict=True)]
+        ends = np.cumsum(lengths.numpy())
+        starts = ends - lengths.numpy()
+        return ["".join(pieces[a:b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def clipped(text: str) -> str:

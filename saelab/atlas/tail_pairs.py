@@ -71,7 +71,7 @@ class TailPairs:
         """Sum of |activation|, float64."""
         weights = self.strength.double().numpy()
         found = np.bincount(self.tail.numpy(), weights=weights, minlength=self.n_tails)
-        return torch.from_numpy(found)
+        return torch.from_numpy(found.astype(np.float64))  # of nothing, numpy counts whole
 
     def bins(self, n_bins: int) -> Int[Tensor, " pair"]:
         """Which equal-width part of its tail's range each |activation| is in.

@@ -49,7 +49,7 @@
     columns.push({ key: "promotes", title: "promotes", value: (i) => words(i).toLowerCase(), show: words, faint: true });
   }
 
-  if (look.names) columns.splice(1, 0, { key: "name", title: "label", value: (i) => look.names[i].toLowerCase(), show: (i) => flat(look.names[i]) });
+  if (look.names) columns.splice(1, columns.length, ...columns.slice(1, 3), { key: "name", title: "label", value: (i) => look.names[i].toLowerCase(), show: (i) => flat(look.names[i]) });
 
   const state = { sort: "density", down: true, search: "", filter: "alive", page: 0, latent: null };
   let order = [];

@@ -90,7 +90,6 @@ PROGRAM = textwrap.dedent(
     """
     import sys
     from pathlib import Path
-from typing import Any
     sys.path.insert(0, {root!r})
     from tests.atlas.cases import built
     built(Path({folder!r}), fresh=True)
@@ -121,7 +120,7 @@ def test_a_process_killed_by_the_system_leaves_work_that_goes_on(reference, tmp_
 
 def test_two_processes_build_the_atlas_of_one(reference, tmp_path):
     folder = tmp_path / "two"
-    arguments = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517")
+    arguments = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     process = run(folder, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output.decode()

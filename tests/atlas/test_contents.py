@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from saelab.activation_functions import TopK
 from saelab.atlas.cooccurrence import association
 from tests.atlas.cases import CONFIG, built, dense_latents, dictionary, model, signed, text
 
@@ -292,6 +293,27 @@ def test_logit_histograms_count_the_whole_vocabulary(case):
         centered = effects[latent] - effects[latent].mean()
         kurtosis = centered.pow(4).mean() / centered.square().mean() ** 2 - 3
         assert card.logit_kurtosis == pytest.approx(float(kurtosis), rel=1e-3)
+
+
+def test_a_latent_that_reads_one_token_is_called_by_it(tmp_path):
+    tokens = text()
+    sae = dictionary(TopK(1))
+    with torch.no_grad():  # latent 0 sees the embedding of token 65 and nothing else comes near
+        x = model().activations(tokens.ids.long(), ["blocks.0.hook_resid_pre"])
+        (x,) = x.values()
+        direction = x[tokens.ids == 65][0]
+        sae.W_enc.zero_()
+        sae.b_enc.fill_(-1e3)
+        sae.W_enc[:, 0] = direction / direction.norm()
+        sae.b_enc[0] = -0.99 * float(direction.norm())
+        sae.b_dec.zero_()
+    sae.hook = "blocks.0.hook_resid_pre"
+    card = built(tmp_path, sae, tokens).latent(0)
+    assert card.count == int((tokens.ids == 65)[tokens.kept].sum())
+    best = card.positive.labels[0]
+    (word,) = model().token_strings([65])
+    assert (best.kind, best.text, best.score) == ("token", f"“{word}”", 1.0)
+    assert (best.precision, best.recall) == (1.0, 1.0)
 
 
 def test_a_dead_latent_has_an_empty_page(tmp_path):
