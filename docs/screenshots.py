@@ -1,0 +1,81 @@
+"""Takes the pictures of docs/explorer.md from the running explorer.
+
+    python docs/screenshots.py runs        # runs/quickstart/topk must have an atlas
+
+Needs Playwright and a Chromium, which the test set-up installs.
+"""
+
+import argparse
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+DOCS = Path(__file__).parent
+RUN = "quickstart/topk"
+TEXT = "The old harbor was silent until the ships came home from the war."
+VIEWS = {
+    "runs": f"/?run={RUN}",
+    "latents": f"/latents?run={RUN}&sort=best+automatic+label&often=under+0.1%25",
+    "latent": f"/latent?run={RUN}",
+    "prompt": f"/prompt?run={RUN}&text={TEXT.replace(' ', '+')}",
+}
+
+
+def main() -> None:
+    """Start the explorer, visit each view, keep a picture of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", type=Path, help="folder of runs")
+    parser.add_argument("--dark", action="store_true", help="in the dark theme")
+    arguments = parser.parse_args()
+    browser_path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "saelab", "explore", str(arguments.runs), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(f"http://localhost:{port}/_stcore/health")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=browser_path)
+            for name, address in VIEWS.items():
+                page = browser.new_page(
+                    viewport={"width": 1280, "height": 800},
+                    color_scheme="dark" if arguments.dark else "light",
+                )
+                page.goto(f"http://localhost:{port}{address}")
+                _settle(page)
+                page.screenshot(path=DOCS / "images" / f"explorer_{name}.png")
+                page.close()
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _wait(address: str) -> None:
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit("The explorer did not start; try: saelab explore RUNS")
+
+
+def _settle(page: Page) -> None:
+    page.wait_for_selector('[data-testid="stMainBlockContainer"] h1', timeout=120_000)
+    for selector in ('[data-testid="stStatusWidget"]', ".stSpinner", '[data-testid="stSkeleton"]'):
+        page.wait_for_selector(selector, state="detached", timeout=120_000)
+    page.wait_for_timeout(2500)
+
+
+if __name__ == "__main__":
+    main()
