@@ -36,7 +36,7 @@ test: $(STAMP) browser  ## the tests, without those that need minutes
 	$(TESTS) -n 2
 
 test-slow: $(STAMP)  ## the tests that need the default model or minutes
-	$(PY) -m pytest --durations=10 -m slow
+	$(TESTS) -n 2 -m slow
 
 check: $(STAMP)  ## format, lint and types
 	$(PY) -m ruff format --check .

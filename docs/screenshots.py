@@ -22,7 +22,7 @@ TEXT = "The old harbor was silent until the ships came home from the war."
 VIEWS = {
     "runs": f"/?run={RUN}",
     "latents": f"/latents?run={RUN}&sort=best+automatic+label&often=under+0.1%25",
-    "latent": f"/latent?run={RUN}",
+    "latent": f"/latent?run={RUN}&latent=1258",
     "prompt": f"/prompt?run={RUN}&text={TEXT.replace(' ', '+')}",
 }
 
@@ -52,6 +52,9 @@ def main() -> None:
                 )
                 page.goto(f"http://localhost:{port}{address}")
                 _settle(page)
+                if name == "prompt":
+                    page.get_by_text("What the model expects next").wait_for(timeout=120_000)
+                    page.wait_for_timeout(2500)
                 page.screenshot(path=DOCS / "images" / f"explorer_{name}.png")
                 page.close()
             browser.close()

@@ -57,8 +57,8 @@ def page(atlas: Atlas, seed: int = 0) -> str:
         f"{len(found):,} fire on at least 20 of the {atlas.n_tokens:,} measured tokens and on no "
         "more than one in a hundred. These ten were drawn from them at random with seed "
         f"{seed}. Labels are automatic, and the score beside each says how well it does: F1 of the "
-        "tokens it names, or balanced accuracy of the contexts. Where it is low, or the examples "
-        "have little in common, the latent is unclear."
+        "tokens it names, balanced accuracy of the contexts, or the z of the tokens it promotes. "
+        "Where it is low, or the examples have little in common, the latent is unclear."
     )
     parts = [f"# Ten latents, drawn at random\n\n{lead}\n\nMade by `python -m probes.ten_latents`."]
     parts += [_section(atlas.latent(latent)) for latent in drawn]
@@ -67,7 +67,7 @@ def page(atlas: Atlas, seed: int = 0) -> str:
 
 def _section(card: LatentCard) -> str:
     tail = card.positive
-    best = max(tail.labels, key=lambda one: one.score or 0.0, default=None)
+    best = next((one for one in tail.labels if one.text == card.label), None)
     score = f"{best.score:.2f} {best.score_name}, {best.kind}" if best and best.score else "none"
     promoted = " ".join(_code(one.token) for one in tail.promoted[:6]) or "not known"
     lines = [

@@ -35,7 +35,7 @@ def activation_figure(card: LatentCard) -> "Figure":
         )
         for interval in tail.intervals[1:]:
             figure.add_vline(x=tail.sign * interval.low, line_dash="dot", opacity=0.5)
-    figure.update_xaxes(title="activation where it fires (dotted: five equal intervals)")
+    figure.update_xaxes(title="activation (dotted: equal intervals)")
     figure.update_yaxes(title="tokens (log scale)", type="log", dtick=1)
     figure.update_layout(template=template(), height=230, showlegend=False, bargap=0)
     return figure

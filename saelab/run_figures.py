@@ -94,7 +94,14 @@ def training_figure(
                 row=1,  # pyright: ignore[reportArgumentType] - its stub knows only "all"
                 col=place,  # pyright: ignore[reportArgumentType]
             )
-        figure.update_yaxes(rangemode="tozero", row=1, col=place)
+        top = max(row[key] for row in rows)
+        figure.update_yaxes(
+            rangemode="tozero",
+            range=[0, 0.05] if key == "dead_share" and top < 0.05 else None,
+            row=1,
+            col=place,
+        )
         figure.update_xaxes(title="training tokens", nticks=4, row=1, col=place)
+    figure.update_annotations(font_size=13)
     figure.update_layout(template=template(), height=270, showlegend=False)
     return figure

@@ -24,7 +24,9 @@ __all__ = [
 
 @st.cache_data(show_spinner=False)
 def _first(folder: str, created: str) -> int:  # noqa: ARG001
-    found = Atlas.open(folder).latents("count >= 20", "auto_score DESC", 1)
+    found = Atlas.open(folder).latents(
+        "count >= 20", "auto_score_name = 'F1' DESC, auto_score DESC", 1
+    )
     return int(found["latent"].iloc[0]) if len(found) else 0
 
 

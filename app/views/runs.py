@@ -30,7 +30,6 @@ def row(one: RunSummary) -> dict[str, object]:
     return {
         "run": one.name,
         "family": one.family,
-        "hook point": one.hook,
         "latents": one.d_sae,
         "L0": one.measured("l0"),
         "FVU": one.measured("fvu"),
@@ -38,6 +37,7 @@ def row(one: RunSummary) -> dict[str, object]:
         "dead": one.measured("dead_share"),
         "trained": min(1.0, one.tokens / one.budget) if one.budget else None,
         "atlas": one.has_atlas,
+        "hook point": one.hook,
     }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saelab.activation_functions.base import ActivationFunction, zeros_except
 from saelab.activation_functions.candidates import BatchBorder, LatentBorders, divided
-from saelab.activation_functions.per_batch import MEMORY, budget_of
+from saelab.activation_functions.per_batch import budget_of
 from saelab.errors import CheckpointError, ConfigError
 from saelab.kernels import Pairs, above, entries
 from saelab.kernels.encoding import Selected
@@ -30,6 +30,12 @@ __all__ = ["Choice"]
 
 ALLOCATORS = ("mutual", "feature")
 BUDGETS = ("uniform", "zipf")
+
+
+BORDER_MEMORY = 0.95
+"""Weight of the past in a latent's threshold, whose border is the weakest of a few entries."""
+DENSITY_MEMORY = 0.99
+"""Weight of the past in the density that Zipf's law is fitted to."""
 
 
 @final
@@ -163,12 +169,12 @@ class Choice(ActivationFunction):
         known = ~borders.isnan()
         self.batches += known
         # A plain mean at first, so that the start leaves no bias.
-        weight = (1 / self.batches.double()).clamp(min=1 - MEMORY)
+        weight = (1 / self.batches.double()).clamp(min=1 - BORDER_MEMORY)
         moved = self.threshold + weight * (borders.double() - self.threshold)
         self.threshold.copy_(torch.where(known, moved, self.threshold))
         if self.allocator == "mutual":
             self.observed += 1
-            weight = max(1 - MEMORY, 1 / int(self.observed))
+            weight = max(1 - DENSITY_MEMORY, 1 / int(self.observed))
             self.density += weight * (fired.double() / n_tokens - self.density)
 
     def to_json(self) -> dict[str, Any]:

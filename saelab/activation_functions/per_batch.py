@@ -23,8 +23,10 @@ from saelab.kernels.encoding import Selected
 
 __all__ = ["BatchAbsTopK", "BatchTopK"]
 
-MEMORY = 0.99
-"""Weight of the past in the running threshold."""
+MEMORY = 0.9
+"""Weight of the past in the running threshold. The border of one batch is the weakest of tens of
+thousands of entries and hardly varies; a longer memory would keep borders of a dictionary that no
+longer is."""
 
 
 class _Budget(ActivationFunction, abc.ABC):

@@ -2,9 +2,9 @@
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from saelab.cli.verbs import Verb, say
 from saelab.errors import ConfigError
@@ -46,7 +46,7 @@ def _add_explore(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _explore(arguments: argparse.Namespace) -> int:
+def _explore(arguments: argparse.Namespace) -> NoReturn:
     folder: Path = arguments.folder.absolute()
     if not folder.is_dir():
         raise ConfigError(
@@ -65,10 +65,9 @@ def _explore(arguments: argparse.Namespace) -> int:
         *("--server.port", str(arguments.port), "--server.address", arguments.address),
         *("--", str(folder)),
     ]
-    try:
-        return subprocess.run(command, env=os.environ, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    sys.stdout.flush()
+    # The server takes this process's place, so that whatever stops the one stops the other.
+    os.execv(sys.executable, command)
 
 
 EXPLORE = Verb(
