@@ -197,6 +197,20 @@ def _evaluation(folder: Path) -> Iterator[Finding]:
         yield Finding("ok", f"evaluation {folder}", "readable.")
 
 
+def _atlas(folder: Path) -> Iterator[Finding]:
+    from saelab.atlas import Atlas
+
+    subject = f"atlas {folder}"
+    try:
+        atlas = Atlas.open(folder, verify=True)
+    except SaelabError as error:
+        yield Finding("broken", subject, str(error))
+        return
+    text = f"{atlas.d_sae:,} latents on {atlas.n_tokens:,} tokens; every file is whole."
+    yield Finding("ok", subject, text)
+    atlas.close()
+
+
 _AGAIN = "Restore it from a copy, or finish the training run again to write it anew."
 _PARTS: dict[str, Callable[[Path], Iterator[Finding]]] = {
     "manifest.json": _store,
@@ -204,6 +218,7 @@ _PARTS: dict[str, Callable[[Path], Iterator[Finding]]] = {
     "run.json": _run,
     "saelab.json": _dictionary,
     "evaluation.json": _evaluation,
+    "atlas.json": _atlas,
 }
 """What each kind of folder is known by, and how it is checked."""
 

@@ -122,3 +122,16 @@ def test_without_runs_the_first_page_says_how_to_make_one(tmp_path, monkeypatch)
     assert_fine(test)
     assert "There are no runs" in page_html(test)
     assert "saelab quickstart" in test.code[0].value
+
+
+def test_the_doctor_knows_an_atlas_and_what_is_wrong_with_it(runs, tmp_path):
+    import shutil
+
+    from saelab.doctor import check_folder
+
+    folder = shutil.copytree(runs / "topk" / "atlas", tmp_path / "atlas")
+    (found,) = check_folder(folder)
+    assert found.status == "ok" and found.text.startswith("48 latents on 2,868 tokens")
+    (folder / "examples.parquet").write_bytes(b"not a table")
+    (found,) = check_folder(folder)
+    assert found.status == "broken" and "examples.parquet" in found.text
