@@ -112,7 +112,7 @@ class Bench:
     def recipe(self, family: str) -> Recipe:
         """The family's own settings, with the common size and the sparsity asked for."""
         arguments = self.arguments
-        kind = recipe_of(family)
+        kind: Any = recipe_of(family)  # its own fields are not those of every recipe
         common: dict[str, Any] = {"d_sae": arguments.d_sae, "tokens": self.tokens}
         fields = {field.name: field for field in dataclasses.fields(kind)}
         if "k" in fields:

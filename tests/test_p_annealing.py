@@ -77,7 +77,7 @@ def test_the_weight_is_judged_by_the_last_batches():
     after = at(PAnnealing(), 1)
     old = [value(sae, x, [PAnnealing(coefficient=1.0)]) for x in batches[1:]]
     new = [value(sae, x, [after]) for x in batches[1:]]
-    assert term.weight == pytest.approx(float(sum(old) / sum(new)))
+    assert term.weight == pytest.approx((torch.stack(old).sum() / torch.stack(new).sum()).item())
 
 
 def test_p_goes_all_the_way_down_and_no_further():

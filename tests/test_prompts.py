@@ -1,6 +1,7 @@
 """What a dictionary sees in one text, and what is known of the runs in a folder."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -136,10 +137,10 @@ def test_figures_of_runs_have_units_and_leave_out_what_is_unknown(runs):
     from saelab.run_figures import runs_figure, training_figure
 
     found = find_runs(runs)
-    figure = runs_figure(found)
+    figure: Any = runs_figure(found)
     assert figure.layout.xaxis.title.text == "L0, latents active per token"
     assert sum(len(trace.x) for trace in figure.data) == 2
     assert not runs_figure(found, "ce_recovered_zero", "CE recovered").data
-    curves = training_figure(found[0].metrics(), [{"step": 2, "kind": "x", "message": "y"}])
+    curves: Any = training_figure(found[0].metrics(), [{"step": 2, "kind": "x", "message": "y"}])
     assert [note.text for note in curves.layout.annotations][:2] == ["FVU", "L0"]
     assert len(curves.layout.shapes) == len(curves.data)

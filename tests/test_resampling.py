@@ -36,7 +36,7 @@ def moved_dictionary(**settings):
         Reconstruction()(step).backward()
         buffers.finish()
         optimizer.step({n: buffers.of(p) for n, p in sae.named_parameters()}, 1e-2)
-    return sae, optimizer, step  # pyright: ignore[reportPossiblyUnbound]
+    return sae, optimizer, step  # pyright: ignore[reportPossiblyUnbound, reportPossiblyUnboundVariable]
 
 
 def snapshot(sae):
