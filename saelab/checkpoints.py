@@ -16,7 +16,7 @@ from torch import Tensor
 from saelab.errors import CheckpointError
 from saelab.files import read_json, read_tensors, write_json, write_tensors
 
-__all__ = ["latest_checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["latest_checkpoint", "read_checkpoint", "under", "write_checkpoint"]
 
 STATE_VERSION = 1
 
@@ -68,6 +68,11 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             f"{STATE_VERSION}. Continue the run with the version that started it."
         )
     return read_tensors(path / "state.safetensors", state.get("sha256")), state
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name starts with a prefix, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _complete(folder: Path) -> list[Path]:

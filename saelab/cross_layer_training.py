@@ -19,6 +19,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from saelab.checkpoints import under
 from saelab.cross_layer import Chosen, CrossLayerTranscoder
 from saelab.cross_layer_gradients import AUXK, CrossLayerGradients
 from saelab.directions import aimed
@@ -26,12 +27,12 @@ from saelab.errors import CheckpointError, ConfigError, DataError, Interrupted
 from saelab.files import folder_lock
 from saelab.initialization import geometric_median
 from saelab.normalization import Normalization
-from saelab.optimizers import Adam, learning_rate
+from saelab.optimizers import Adam, rate_at
 from saelab.run_logs import RunLog
 from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
 from saelab.train_config import TrainConfig
-from saelab.training import Progress
+from saelab.training_result import Progress, crossed, in_words
 from saelab.training_runs import TrainingRun
 
 __all__ = ["CrossLayerResult", "CrossLayerTrainer", "train_cross_layer"]
@@ -160,14 +161,7 @@ class CrossLayerTrainer:
                 "not finite, or the learning rate is too high. The last checkpoint is kept."
             )
         self._observe(chosen, self.config.batch_size)
-        config = self.config
-        lr = learning_rate(
-            self.tokens_done + config.batch_size // 2,
-            total=config.steps * config.batch_size,
-            peak=config.peak_lr(self.clt.d_sae),
-            warmup=round(config.warmup * config.tokens),
-            decay_from=round((1 - config.decay) * config.tokens),
-        )
+        lr = rate_at(self.config, self.tokens_done, self.clt.d_sae)
         row["grad_norm"] = self._update(lr)
         self.cursor = batch.cursor
         self.steps_done += 1
@@ -186,14 +180,13 @@ class CrossLayerTrainer:
             while not self.finished:
                 before = self.tokens_done
                 row = self.step()
-                if _crossed(before, self.tokens_done, config.log_every_tokens) or self.finished:
+                if crossed(before, self.tokens_done, config.log_every_tokens) or self.finished:
                     self.log.metric(row, self.seconds)
                 if progress is not None:
-                    note = f"fvu {row['fvu']:.3f}, l0 {row['l0']:.1f}, dead {row['dead_share']:.1%}"
-                    progress(min(self.tokens_done, config.tokens), config.tokens, note)
+                    progress(min(self.tokens_done, config.tokens), config.tokens, in_words(row))
                 stopped = stop.asked and not self.finished
                 every = config.checkpoint_every_tokens
-                if _crossed(before, self.tokens_done, every) or stopped:
+                if crossed(before, self.tokens_done, every) or stopped:
                     self.save_checkpoint()
                 if stopped:
                     raise Interrupted(
@@ -260,8 +253,8 @@ class CrossLayerTrainer:
     def _restore(self) -> None:
         tensors, state = self.run_files.read()
         try:
-            self.clt.load_state_dict(_under("clt.", tensors))
-            self._optimizer.load(_under("optimizer.", tensors))
+            self.clt.load_state_dict(under("clt.", tensors))
+            self._optimizer.load(under("optimizer.", tensors))
             self.since_fired.copy_(tensors["since_fired"])
             self.steps_done, self.cursor = state["step"], state["cursor"]
             self._gradients.variance = state["variance"]
@@ -336,12 +329,3 @@ def _check_store(clt: CrossLayerTranscoder, store: ActivationStore) -> None:
                     f"The cross-layer transcoder needs {hook} of width {width}; the store holds "
                     f"{found}. Harvest what every MLP reads and writes together."
                 )
-
-
-def _crossed(before: int, after: int, every: int) -> bool:
-    return before // every != after // every
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose name starts with a prefix, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

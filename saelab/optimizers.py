@@ -13,7 +13,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-__all__ = ["Adam", "Moments", "learning_rate"]
+from saelab.train_config import TrainConfig
+
+__all__ = ["Adam", "Moments", "learning_rate", "rate_at"]
 
 Moments = Literal["float32", "bfloat16"]
 BLOCK = 1 << 16
@@ -39,6 +41,17 @@ def learning_rate(tokens: int, *, total: int, peak: float, warmup: int, decay_fr
     if tokens > decay_from:
         rate = min(rate, peak * (total - tokens) / max(total - decay_from, 1))
     return max(rate, 0.0)
+
+
+def rate_at(config: TrainConfig, tokens_done: int, d_sae: int) -> float:
+    """The rate of the step after `tokens_done` tokens, that of the middle of its batch."""
+    return learning_rate(
+        tokens_done + config.batch_size // 2,
+        total=config.steps * config.batch_size,
+        peak=config.peak_lr(d_sae),
+        warmup=round(config.warmup * config.tokens),
+        decay_from=round((1 - config.decay) * config.tokens),
+    )
 
 
 @final

@@ -37,7 +37,7 @@ from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
 from saelab.train_config import TrainConfig
 from saelab.training_inputs import TrainingInputs, slice_tokens
-from saelab.training_result import Progress, TrainResult, in_words
+from saelab.training_result import Progress, TrainResult, crossed, in_words
 from saelab.training_runs import TrainingRun, describe_run, record_training
 from saelab.training_state import TrainingState
 from saelab.updates import Updates
@@ -171,11 +171,11 @@ class Trainer:
         """One step, with its log, its warnings and its checkpoint when they are due."""
         before = self.tokens_done
         row = self.step(batch)
-        if _crossed(before, self.tokens_done, self.config.log_every_tokens) or self.finished:
+        if crossed(before, self.tokens_done, self.config.log_every_tokens) or self.finished:
             self.log.metric(row, self.seconds)
             if self.ranks.rank == 0:
                 self._watch.look(row)
-        if _crossed(before, self.tokens_done, self.config.checkpoint_every_tokens):
+        if crossed(before, self.tokens_done, self.config.checkpoint_every_tokens):
             self.save_checkpoint()
         return row
 
@@ -309,7 +309,3 @@ def train(
         return Trainer(sae, store, config, folder, terms, upkeep, ranks).run(progress)
     with folder_lock(folder):
         return Trainer(sae, store, config, folder, terms, upkeep, ranks).run(progress)
-
-
-def _crossed(before: int, after: int, every: int) -> bool:
-    return before // every != after // every

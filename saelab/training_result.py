@@ -6,7 +6,7 @@ from typing import Any, final
 
 from saelab.sae import SAE
 
-__all__ = ["Progress", "TrainResult", "in_words"]
+__all__ = ["Progress", "TrainResult", "crossed", "in_words"]
 
 Progress = Callable[[int, int, str], None]
 """Called with tokens done, tokens in all, and a few words about how it goes."""
@@ -34,3 +34,12 @@ def in_words(row: Mapping[str, Any]) -> str:
     'fvu 0.250, l0 32.0, dead 1.0%'
     """
     return f"fvu {row['fvu']:.3f}, l0 {row['l0']:.1f}, dead {row['dead_share']:.1%}"
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a count passed a multiple of `every`: something is due.
+
+    >>> crossed(90, 110, 100), crossed(10, 90, 100)
+    (True, False)
+    """
+    return before // every != after // every

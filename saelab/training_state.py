@@ -15,6 +15,7 @@ from typing import final
 
 from torch import Tensor
 
+from saelab.checkpoints import under
 from saelab.firing import Firing
 from saelab.latent_shards import Shard
 from saelab.objectives import Term
@@ -77,17 +78,12 @@ class TrainingState:
             KeyError: One is missing.
             RuntimeError: One is of another shape.
         """
-        self._sae.load_state_dict(_under("sae.", tensors))
+        self._sae.load_state_dict(under("sae.", tensors))
         for place, owner in self._owners.items():
-            owner.load_state(_under(f"{place}.", tensors))
+            owner.load_state(under(f"{place}.", tensors))
         own = tensors
         if self._shard is not None:
             self._shard.take(self._sae)
             own = {name: self._shard.part(name, value) for name, value in tensors.items()}
-        self._optimizer.load(_under("optimizer.", own))
+        self._optimizer.load(under("optimizer.", own))
         self._firing.since.copy_(own["since_fired"])
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose name starts with a prefix, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -18,7 +18,7 @@ from torch import Tensor
 from saelab.errors import ConfigError
 from saelab.gradients import Gradients
 from saelab.latent_shards import Shard
-from saelab.optimizers import Adam, learning_rate
+from saelab.optimizers import Adam, rate_at
 from saelab.sae import SAE
 from saelab.train_config import TrainConfig
 
@@ -71,14 +71,7 @@ class Updates:
         return {"grad_norm": norm, "lr": lr}
 
     def _lr(self, tokens_done: int) -> float:
-        config = self._config
-        return learning_rate(
-            tokens_done + config.batch_size // 2,
-            total=config.steps * config.batch_size,
-            peak=config.peak_lr(self._d_sae),
-            warmup=round(config.warmup * config.tokens),
-            decay_from=round((1 - config.decay) * config.tokens),
-        )
+        return rate_at(self._config, tokens_done, self._d_sae)
 
     def _norm(self, gradients: dict[str, Tensor]) -> float:
         norms = {name: torch.linalg.vector_norm(g) for name, g in gradients.items()}

@@ -7,6 +7,7 @@ folder the explorer was started on, and never opened as given.
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -19,10 +20,14 @@ from saelab.run_folders import HarvestSource, dictionary_of, store_of
 from saelab.run_summaries import RunSummary, find_runs
 from saelab.sae import SAE
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 __all__ = [
     "atlas",
     "comparison",
     "dictionary",
+    "latents",
     "model",
     "model_lock",
     "prompt",
@@ -79,6 +84,12 @@ def atlas(name: str) -> Atlas | None:
     return _atlas(str(summary.folder / "atlas"), stamp(summary.folder / "atlas"))
 
 
+def latents(name: str) -> "DataFrame":
+    """Every latent of a run's atlas, for the map; read again only when the atlas changes."""
+    folder = run(name).folder / "atlas"
+    return _latents(str(folder), stamp(folder))
+
+
 def dictionary(name: str) -> SAE:
     """The dictionary of a run."""
     folder = run(name).folder
@@ -104,6 +115,11 @@ def prompt(name: str, text: str) -> PromptReading:
 @st.cache_resource(show_spinner="Opening the atlas …", max_entries=8)
 def _atlas(folder: str, changed: float) -> Atlas:  # noqa: ARG001
     return Atlas.open(folder)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _latents(folder: str, changed: float) -> "DataFrame":
+    return _atlas(folder, changed).latents()
 
 
 @st.cache_resource(show_spinner="Comparing …", max_entries=16)

@@ -48,7 +48,7 @@ often = bar[1].selectbox("Fires on", list(HOW_OFTEN), key="often", bind="query-p
 sort = bar[2].selectbox("Sorted by", list(SORTS), key="sort", bind="query-params")
 starred = bar[3].toggle("Starred", key="starred", bind="query-params")
 
-conditions, parameters = [], []
+conditions = []
 if HOW_OFTEN.get(often or "any"):
     conditions.append(str(HOW_OFTEN[often]))
 if starred:
@@ -60,7 +60,7 @@ box = st.session_state.get("map", {}).get("selection", {}).get("points", [])
 if box:
     conditions.append(f"latent IN ({', '.join(str(int(p['customdata'][0])) for p in box)})")
 where = " AND ".join(conditions) or None
-total = atlas.count(where, parameters=parameters)
+total = atlas.count(where)
 n_pages = max(1, -(-total // PER_PAGE))
 page = min(address.integer("page", 1, below=1_000_000) or 1, n_pages)
 
@@ -71,7 +71,6 @@ with left:
         SORTS[sort or next(iter(SORTS))],
         PER_PAGE,
         (page - 1) * PER_PAGE,
-        parameters=parameters,
     )
     columns = {
         "latent": "latent",
@@ -105,7 +104,7 @@ with left:
         latent = int(table.iloc[chosen["selection"]["rows"][0]]["latent"])
         pages.go("latent", run=name, latent=latent)
 with right:
-    figure = style.themed(latent_map(atlas.latents()))
+    figure = style.themed(latent_map(loaders.latents(name)))
     st.plotly_chart(
         figure, theme=None, key="map", on_select="rerun", selection_mode=("box", "lasso")
     )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saelab.errors import CheckpointError
+from saelab.errors import CheckpointError, ConfigError
 from saelab.kernels import Pairs
 from saelab.kernels.encoding import Selected
 
@@ -130,6 +130,19 @@ class ActivationFunction(nn.Module, abc.ABC):
             raise CheckpointError(
                 f"The weights file holds {', '.join(sorted(tensors))}, which {self} does not have."
             )
+
+
+def require_latents(rule: ActivationFunction, k: int | float, d_sae: int) -> None:
+    """Refuse to keep more latents than there are.
+
+    Raises:
+        ConfigError: k exceeds d_sae.
+    """
+    if k > d_sae:
+        raise ConfigError(
+            f"{type(rule).__name__}(k={k}) asks for more latents than the dictionary has "
+            f"(d_sae={d_sae})."
+        )
 
 
 def picks(

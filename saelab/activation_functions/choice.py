@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, zeros_except
+from saelab.activation_functions.base import ActivationFunction, require_latents, zeros_except
 from saelab.activation_functions.candidates import BatchBorder, LatentBorders, divided
 from saelab.activation_functions.per_batch import budget_of
 from saelab.errors import CheckpointError, ConfigError
@@ -97,10 +97,7 @@ class Choice(ActivationFunction):
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are; make one threshold a latent."""
-        if self.k > d_sae:
-            raise ConfigError(
-                f"Choice(k={self.k}) asks for more latents than the dictionary has (d_sae={d_sae})."
-            )
+        require_latents(self, self.k, d_sae)
         self._make_buffers(d_sae)
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:

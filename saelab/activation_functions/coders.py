@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction
+from saelab.activation_functions.base import ActivationFunction, require_latents
 from saelab.errors import CheckpointError, ConfigError
 from saelab.kernels import Pairs, entries
 from saelab.kernels.encoding import Selected
@@ -117,11 +117,7 @@ class MatchingPursuit(_Coder):
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
-        if self.k > d_sae:
-            raise ConfigError(
-                f"MatchingPursuit(k={self.k}) asks for more latents than the dictionary has "
-                f"(d_sae={d_sae})."
-            )
+        require_latents(self, self.k, d_sae)
 
     @torch.no_grad()
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:
@@ -184,11 +180,7 @@ class SparseCoding(_Coder):
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
-        if self.k > d_sae:
-            raise ConfigError(
-                f"SparseCoding(k={self.k}) asks for more latents than the dictionary has "
-                f"(d_sae={d_sae})."
-            )
+        require_latents(self, self.k, d_sae)
 
     @torch.no_grad()
     def select(self, pre_acts: Float[Tensor, "row d_sae"]) -> Selected:

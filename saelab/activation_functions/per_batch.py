@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, zeros_except
+from saelab.activation_functions.base import ActivationFunction, require_latents, zeros_except
 from saelab.activation_functions.candidates import BatchBorder
 from saelab.errors import CheckpointError, ConfigError
 from saelab.kernels import Pairs, above
@@ -59,11 +59,7 @@ class _Budget(ActivationFunction, abc.ABC):
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
-        if self.k > d_sae:
-            raise ConfigError(
-                f"{type(self).__name__}(k={self.k}) asks for more latents than the dictionary has "
-                f"(d_sae={d_sae})."
-            )
+        require_latents(self, self.k, d_sae)
         self._n_latents = d_sae
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:

@@ -7,7 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.activation_functions.base import ActivationFunction, picks, zeros_except
+from saelab.activation_functions.base import (
+    ActivationFunction,
+    picks,
+    require_latents,
+    zeros_except,
+)
 from saelab.errors import ConfigError
 from saelab.kernels import above, top_k_pairs
 from saelab.kernels.encoding import Selected
@@ -74,13 +79,6 @@ class _FixedNumber(ActivationFunction, abc.ABC):
         """Shown by print."""
         return f"k={self.k}"
 
-    def _fits(self, d_sae: int) -> None:
-        if self.k > d_sae:
-            raise ConfigError(
-                f"{type(self).__name__}(k={self.k}) asks for more latents than the dictionary has "
-                f"(d_sae={d_sae})."
-            )
-
 
 @final
 class TopK(_FixedNumber):
@@ -105,7 +103,7 @@ class TopK(_FixedNumber):
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
-        self._fits(d_sae)
+        require_latents(self, self.k, d_sae)
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """f = ReLU(TopK_k(z))."""
@@ -152,7 +150,7 @@ class AbsTopK(_FixedNumber):
 
     def setup(self, d_in: int, d_sae: int) -> None:  # noqa: ARG002
         """Refuse more latents than there are."""
-        self._fits(d_sae)
+        require_latents(self, self.k, d_sae)
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The k entries of largest size, with their sign."""

@@ -58,7 +58,8 @@ def _explore(arguments: argparse.Namespace) -> NoReturn:
     if len(found) == 1 and found[0].folder == folder:
         # A run by itself is shown among its siblings, so that it can be compared with them.
         run, folder = f"?run={folder.name}", folder.parent
-    say(f"{len(find_runs(folder))} runs in {folder}")
+        found = find_runs(folder)
+    say(f"{len(found)} runs in {folder}")
     say(f"Open http://localhost:{arguments.port}/{run} (Ctrl-C stops the explorer)")
     command = [
         *(sys.executable, "-m", "streamlit", "run", str(app_script())),
