@@ -4,8 +4,9 @@
     python -m benchmarks.attention_output runs/acts --hook blocks.15.attn.hook_z
 
 The same dictionary is trained twice on the same batches, started at random and inside the subspace
-(see saelab/active_subspace.py), without AuxK unless it is asked for, so that nothing else brings
-dead latents back. The planted data are Gaussian in 16 of 64 dimensions, with a little noise in all.
+(saelab/training/active_subspace.py), without AuxK unless it is asked for, so that nothing else
+brings dead latents back. The planted data are Gaussian in 16 of 64 dimensions, with a little noise
+in all.
 """
 
 import argparse

@@ -20,8 +20,8 @@ from saelab.objectives import AuxK, Reconstruction, TargetL0, Term
 from saelab.planted import PlantedAtoms
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 HELD_OUT = 20_000
 PLANTED = PlantedAtoms(seed=11)  # not the seed that a dictionary starts from

@@ -20,8 +20,8 @@ from saelab.activation_functions import TopK
 from saelab.planted import PlantedAtoms
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 CONFIG = TrainConfig(
     tokens=51_200,

@@ -13,8 +13,8 @@ import warnings
 from saelab.activation_functions import TopK
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 LEARNING_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 

@@ -31,7 +31,6 @@ from saelab.activation_functions import (
     TopK,
 )
 from saelab.decoder_norms import start_directions
-from saelab.group_bias import GroupBias, GroupBiasConfig
 from saelab.objectives import (
     AFA,
     L1,
@@ -51,8 +50,9 @@ from saelab.objectives import (
 from saelab.planted import PlantedAtoms, recovery
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
+from saelab.training.group_bias import GroupBias, GroupBiasConfig
 
 # Another seed than dictionaries start from: with the same one, directions would start as the atoms.
 PLAIN = PlantedAtoms(seed=11)

@@ -24,8 +24,8 @@ from saelab.activation_functions import TopK
 from saelab.planted import PlantedAtoms
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer
+from saelab.training.config import TrainConfig
 
 COPIES = 6.0
 """Peak memory, as a multiple of the two matrices, that a size must leave room for."""

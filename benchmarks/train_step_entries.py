@@ -16,8 +16,8 @@ from torch import Tensor
 from saelab.activation_functions import ActivationFunction, BatchTopK, JumpReLU, TopK
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer
+from saelab.training.config import TrainConfig
 
 __all__ = ["ENTRIES", "FAMILIES", "SIZES", "Case", "Step"]
 

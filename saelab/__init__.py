@@ -29,7 +29,7 @@ from saelab.activation_functions import (
 )
 from saelab.atlas import Atlas, AtlasConfig, build_atlas
 from saelab.cross_layer import CrossLayerTranscoder
-from saelab.cross_layer_training import train_cross_layer
+from saelab.cross_layer.training import train_cross_layer
 from saelab.crosscoders import Crosscoder, train_crosscoder
 from saelab.errors import (
     CheckpointError,

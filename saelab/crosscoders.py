@@ -31,9 +31,9 @@ from saelab.objectives import Step, Term
 from saelab.sae import SAE
 from saelab.sparse_codes import SparseCodes
 from saelab.store import ActivationStore, joined
-from saelab.train_config import TrainConfig
 from saelab.training import TrainResult, train
-from saelab.upkeep import Upkeep
+from saelab.training.config import TrainConfig
+from saelab.training.upkeep import Upkeep
 
 __all__ = ["Crosscoder", "Site", "SiteNorms", "train_crosscoder"]
 

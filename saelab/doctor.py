@@ -19,7 +19,6 @@ from typing import Literal, final
 import torch
 
 from saelab import corpora
-from saelab.checkpoints import read_checkpoint
 from saelab.dictionary_files import WEIGHTS_FILE, read_dictionary
 from saelab.errors import CheckpointError, CorpusError, SaelabError, StoreError
 from saelab.evaluation import Evaluation
@@ -30,6 +29,7 @@ from saelab.sae import SAE
 from saelab.store.manifest import Manifest
 from saelab.store.shards import check_file, shard_path
 from saelab.tokens import Tokens
+from saelab.training.checkpoints import read_checkpoint
 
 __all__ = ["Finding", "check_folder", "check_installation"]
 

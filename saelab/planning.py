@@ -19,14 +19,14 @@ import torch
 
 from saelab.activation_functions import TopK
 from saelab.files import format_bytes
-from saelab.initialization import SAMPLE_TOKENS
 from saelab.kernels.encoding import CHUNK_BYTES, MAX_CHUNK_ROWS
 from saelab.models import LanguageModel
 from saelab.sae import SAE
 from saelab.store import ActivationStore, HarvestConfig, estimate_bytes
 from saelab.tokens import Tokens
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer
+from saelab.training.config import TrainConfig
+from saelab.training.initialization import SAMPLE_TOKENS
 
 __all__ = ["Plan", "disk_of_run", "free_disk", "memory_of_training", "plan"]
 

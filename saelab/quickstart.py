@@ -25,8 +25,8 @@ from saelab.run_folders import HarvestSource, record_store
 from saelab.sae import SAE
 from saelab.store import ActivationStore
 from saelab.tokens import Tokens
-from saelab.train_config import TrainConfig
 from saelab.training import TrainResult, train
+from saelab.training.config import TrainConfig
 
 __all__ = ["QuickstartConfig", "QuickstartResult", "quickstart"]
 

@@ -27,10 +27,10 @@ from saelab.sae import SAE
 from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
 from saelab.store.sources import FolderSource
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer
-from saelab.training_result import TrainResult
-from saelab.upkeep import Upkeep
+from saelab.training.config import TrainConfig
+from saelab.training.result import TrainResult
+from saelab.training.upkeep import Upkeep
 
 __all__ = ["Member", "SweepResult", "names_of", "sweep"]
 

@@ -28,7 +28,7 @@ from saelab.store import ActivationStore, Addresses, HarvestConfig
 from saelab.store.sources import Source
 from saelab.sweeps import Member, sweep
 from saelab.tokens import Tokens
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["SetQuality", "TranscoderSetConfig", "load_set", "measure_set", "train_set"]
 

@@ -29,8 +29,8 @@ from saelab.objectives import AuxK, Matryoshka, Reconstruction, TargetL0, Term
 from saelab.planted import PlantedAtoms
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer, train
+from saelab.training.config import TrainConfig
 
 WORLD = 2
 SECONDS = 120.0

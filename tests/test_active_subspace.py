@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from saelab.activation_functions import TopK
-from saelab.active_subspace import active_subspace, initialize_in_subspace
 from saelab.errors import ConfigError, DataError, ShapeError
 from saelab.objectives import Reconstruction
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.active_subspace import active_subspace, initialize_in_subspace
+from saelab.training.config import TrainConfig
 
 
 def low_rank(n=2000, d=24, rank=5, seed=0, offset=3.0):

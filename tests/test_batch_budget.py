@@ -9,8 +9,8 @@ from saelab.kernels import encode_pairs
 from saelab.objectives import AuxK, Matryoshka, Reconstruction, Step
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 
 def step(activation, z):

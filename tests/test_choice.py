@@ -12,8 +12,8 @@ from saelab.planted import PlantedAtoms, recovery
 from saelab.sae import SAE
 from saelab.sparse_codes import SparseCodes
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer, train
+from saelab.training.config import TrainConfig
 
 FEATURE = ((1.0, "feature"),)
 MUTUAL = ((1.0, "mutual"),)

@@ -12,8 +12,8 @@ from saelab.proximal import PENALTIES, sparse_code
 from saelab.pursuit import matching_pursuit
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 PLANTED = PlantedAtoms(d=20, n_atoms=24, l0=2.0, exact=True)
 TERMS = (Reconstruction(),)

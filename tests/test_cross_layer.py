@@ -8,13 +8,13 @@ import torch
 
 from saelab.activation_functions import TopK
 from saelab.cross_layer import CrossLayerTranscoder
-from saelab.cross_layer_training import CrossLayerTrainer, train_cross_layer
+from saelab.cross_layer.training import CrossLayerTrainer, train_cross_layer
 from saelab.errors import CheckpointError, ConfigError, ShapeError
 from saelab.normalization import Normalization
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer
+from saelab.training.config import TrainConfig
 
 HOOKS, OUT = ["x0", "x1", "x2"], ["y0", "y1", "y2"]
 CONFIG = TrainConfig(tokens=6400, batch_size=64, lr=1e-2, center="mean", dead_after_tokens=320)

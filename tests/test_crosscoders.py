@@ -12,7 +12,7 @@ from saelab.planted import PlantedAtoms, recovery
 from saelab.sae import SAE
 from saelab.store import ActivationStore, joined, paired
 from saelab.tokens import from_text
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 from tests.tiny_models import sentences, tiny_language_model
 
 PLANTED = PlantedAtoms(d=16, n_atoms=24, l0=2.0, exact=True)

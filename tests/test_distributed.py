@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelab.checkpoints import latest_checkpoint
 from saelab.distributed import ALONE, Ranks, ranks
 from saelab.errors import ConfigError
 from saelab.files import read_tensors
-from saelab.run_logs import read_jsonl
 from saelab.sae import SAE
 from saelab.training import train
+from saelab.training.checkpoints import latest_checkpoint
+from saelab.training.run_logs import read_jsonl
 from tests.rank_cases import (
     CONFIG,
     FAMILIES,

@@ -22,8 +22,8 @@ from saelab.objectives import (
 from saelab.planted import PlantedAtoms, recovery
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 # Another seed than a dictionary starts from: the same one would draw the atoms as its directions.
 PLANTED = PlantedAtoms(d=32, n_atoms=48, l0=3.0, seed=11)

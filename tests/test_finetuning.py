@@ -24,8 +24,8 @@ from saelab.normalization import Normalization
 from saelab.objectives import TargetL0
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 from tests.tiny_models import (
     TinyPlainModel,
     random_tokens,
@@ -194,7 +194,7 @@ def test_the_gradient_is_that_of_finite_differences(objective):
             return found[0]
         return (found[1] + at_first[1] / at_first[0] * found[0]) / 2
 
-    from saelab.gradients import Gradients
+    from saelab.training.gradients import Gradients
 
     term = SplicedTerm(model, config)
     term.clean = clean

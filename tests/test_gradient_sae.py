@@ -8,10 +8,10 @@ from saelab.activation_functions.gradient_weighted import _rms
 from saelab.errors import ConfigError
 from saelab.objectives import AuxK, Reconstruction, Step
 from saelab.sae import SAE
-from saelab.selection_gap import SelectionGap, selection_gap
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer, train
+from saelab.training.config import TrainConfig
+from saelab.training.selection_gap import SelectionGap, selection_gap
 
 D_IN, D_SAE, TOKENS = 6, 20, 30
 GRAD = "place.grad"

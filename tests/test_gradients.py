@@ -12,9 +12,9 @@ from saelab.distributed import ALONE, Ranks
 from saelab.errors import ConfigError
 from saelab.objectives import AuxK, Reconstruction, Step, Term
 from saelab.sae import SAE
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer
-from saelab.training_inputs import slice_tokens
+from saelab.training.config import TrainConfig
+from saelab.training.inputs import slice_tokens
 from tests.rank_cases import CONFIG, FAMILIES, store, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*latents")

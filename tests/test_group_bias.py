@@ -5,14 +5,14 @@ import torch
 
 from saelab.activation_functions import JumpReLU, ReLU, TopK
 from saelab.errors import ConfigError
-from saelab.group_bias import GroupBias, GroupBiasConfig
 from saelab.objectives import Reconstruction, Step
-from saelab.optimizers import Adam
 from saelab.planted import PlantedAtoms, recovery
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer, train
+from saelab.training.config import TrainConfig
+from saelab.training.group_bias import GroupBias, GroupBiasConfig
+from saelab.training.optimizers import Adam
 
 FROZEN = ("b_enc", "b_dec")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from saelab.optimizers import Adam, _Noise, learning_rate
+from saelab.training.optimizers import Adam, _Noise, learning_rate
 
 
 def test_adam_equals_torchs_adam_for_plain_and_transposed_parameters():

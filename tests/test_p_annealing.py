@@ -10,8 +10,8 @@ from saelab.objectives import L1, PAnnealing, Reconstruction
 from saelab.planted import PlantedAtoms
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer, train
+from saelab.training.config import TrainConfig
 from tests.sparsity_cases import (
     TOKENS,
     VARIANCE,

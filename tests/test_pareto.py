@@ -8,8 +8,8 @@ import pytest
 
 from saelab.errors import ConfigError
 from saelab.pareto import Pareto, Point, pareto
-from saelab.pareto_figures import Curve, frontier_figure
-from saelab.pareto_page import pareto_page, save_pareto
+from saelab.pareto.figures import Curve, frontier_figure
+from saelab.pareto.page import pareto_page, save_pareto
 from tests.test_sweeps import CONFIG, SmallRecipe, members, store, sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*latents")

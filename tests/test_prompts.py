@@ -12,8 +12,8 @@ from saelab.prompts import read_prompt
 from saelab.run_summaries import find_runs
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 from tests.tiny_models import tiny_language_model
 
 HOOK = "blocks.1.hook_resid_post"

@@ -5,13 +5,13 @@ from saelab.activation_functions import ReLU, TopK
 from saelab.errors import ConfigError
 from saelab.kernels import GradientBuffers
 from saelab.objectives import L1, Reconstruction, Step
-from saelab.optimizers import Adam
 from saelab.planted import PlantedAtoms, recovery
-from saelab.resampling import Resampling
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
+from saelab.training.optimizers import Adam
+from saelab.training.resampling import Resampling
 
 DEAD = [2, 5, 11]
 

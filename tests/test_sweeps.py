@@ -18,8 +18,8 @@ from saelab.recipes import Recipe
 from saelab.sae import SAE
 from saelab.store import ActivationStore
 from saelab.sweeps import Member, sweep
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*latents")
 CONFIG = TrainConfig(

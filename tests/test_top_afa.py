@@ -18,8 +18,8 @@ from saelab.objectives import AFA, AuxK, Reconstruction, Step, default_terms
 from saelab.planted import PlantedAtoms, recovery
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import train
+from saelab.training.config import TrainConfig
 
 D_IN, D_SAE, TOKENS = 6, 20, 30
 

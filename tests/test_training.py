@@ -12,7 +12,6 @@ import torch
 
 from benchmarks.kill_training import kill_trainings
 from saelab.activation_functions import ReLU, TopK
-from saelab.checkpoints import latest_checkpoint
 from saelab.errors import (
     CheckpointError,
     ConfigError,
@@ -25,11 +24,12 @@ from saelab.kernels import backend_name
 from saelab.metrics import fvu
 from saelab.objectives import AuxK, Reconstruction
 from saelab.planted import PlantedAtoms, recovery
-from saelab.run_logs import read_jsonl
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer, train
+from saelab.training.checkpoints import latest_checkpoint
+from saelab.training.config import TrainConfig
+from saelab.training.run_logs import read_jsonl
 
 PLANTED = PlantedAtoms(d=16, n_atoms=24, l0=2.0, exact=True)
 SMALL = TrainConfig(

@@ -28,8 +28,8 @@ from saelab.planted import recovery
 from saelab.sae import SAE
 from saelab.store import ActivationStore
 from saelab.tokens import from_text
-from saelab.train_config import TrainConfig
 from saelab.training import Trainer, train
+from saelab.training.config import TrainConfig
 from tests.tiny_models import sentences, tiny_language_model
 
 GOLDEN = Path(__file__).parent / "golden" / "saelens"

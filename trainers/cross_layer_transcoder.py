@@ -23,10 +23,10 @@ from saelab.cli.outcomes import run
 from saelab.cli.progress import ProgressBar
 from saelab.cli.verbs import say
 from saelab.cross_layer import CrossLayerTranscoder
-from saelab.cross_layer_training import train_cross_layer
+from saelab.cross_layer.training import train_cross_layer
 from saelab.recipes.transcoder import mlp_output_of
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 
 @final

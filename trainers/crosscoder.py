@@ -24,8 +24,8 @@ from saelab.crosscoders import Crosscoder, SiteNorms, train_crosscoder
 from saelab.objectives import AuxK, Reconstruction
 from saelab.run_folders import record_store
 from saelab.store import ActivationStore, paired
-from saelab.train_config import TrainConfig
 from saelab.training import TrainResult
+from saelab.training.config import TrainConfig
 
 
 @final

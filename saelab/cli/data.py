@@ -12,7 +12,7 @@ from saelab.harvesting import HarvestConfig, harvest
 from saelab.models import LanguageModel
 from saelab.run_folders import HarvestSource
 from saelab.tokens import Tokens
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["HARVEST", "PLAN"]
 

@@ -13,11 +13,11 @@ from saelab.cli.training import DEFAULT_FAMILY, family_asked, loop_settings
 from saelab.cli.verbs import Verb, say
 from saelab.errors import ConfigError
 from saelab.pareto import pareto
-from saelab.pareto_page import save_pareto
+from saelab.pareto.page import save_pareto
 from saelab.recipes import Recipe, families, recipe_of
 from saelab.store import ActivationStore
 from saelab.sweeps import Member, SweepResult, names_of, sweep
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["PARETO", "SWEEP"]
 

@@ -11,8 +11,8 @@ from saelab.cli.progress import ProgressBar
 from saelab.cli.verbs import Verb, say
 from saelab.distributed import Split, ranks
 from saelab.recipes import families, make_dictionary, paper_of, recipe_of
-from saelab.train_config import TrainConfig
 from saelab.training import TrainResult
+from saelab.training.config import TrainConfig
 
 __all__ = ["TRAIN", "family_asked", "loop_settings"]
 

@@ -23,19 +23,19 @@ from saelab.finetuning.config import FinetuneConfig
 from saelab.finetuning.losses import CleanPass, SpliceCost, clean_pass, splice_cost
 from saelab.finetuning.objective import SplicedTerm, sparsity_terms
 from saelab.finetuning.starting import checked_hook, describe_finetuning
-from saelab.firing import Firing
-from saelab.gradients import Gradients
 from saelab.models import LanguageModel
 from saelab.objectives import Term
 from saelab.positions import measured_norm_limit
-from saelab.run_logs import RunLog
 from saelab.sae import SAE
 from saelab.signals import StopRequest
 from saelab.tokens import Tokens
-from saelab.training_result import Progress
-from saelab.training_runs import TrainingRun
-from saelab.training_state import TrainingState
-from saelab.updates import Updates
+from saelab.training.firing import Firing
+from saelab.training.gradients import Gradients
+from saelab.training.result import Progress
+from saelab.training.run_logs import RunLog
+from saelab.training.runs import TrainingRun
+from saelab.training.state import TrainingState
+from saelab.training.updates import Updates
 
 __all__ = ["FinetuneResult", "Finetuner", "finetune"]
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import final
 
 from saelab.activation_functions import TopK
-from saelab.active_subspace import initialize_in_subspace
 from saelab.objectives import AuxK, Reconstruction
 from saelab.recipes.base import Recipe
 from saelab.sae import SAE
 from saelab.store import ActivationStore
+from saelab.training.active_subspace import initialize_in_subspace
 
 __all__ = ["AttentionOutputRecipe"]
 

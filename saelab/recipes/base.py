@@ -11,8 +11,8 @@ from saelab.activation_functions import ActivationFunction
 from saelab.objectives import Term
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
-from saelab.upkeep import Upkeep
+from saelab.training.config import TrainConfig
+from saelab.training.upkeep import Upkeep
 
 __all__ = ["Recipe"]
 

@@ -21,8 +21,8 @@ from saelab.activation_functions import GradientTopK
 from saelab.objectives import AuxK, Reconstruction
 from saelab.recipes.base import Recipe
 from saelab.sae import SAE
-from saelab.selection_gap import SelectionGap
 from saelab.store import ActivationStore
+from saelab.training.selection_gap import SelectionGap
 
 __all__ = ["GradientSAERecipe"]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from saelab.activation_functions import ActivationFunction, JumpReLU, ReLU
-from saelab.group_bias import GroupBias, GroupBiasConfig
 from saelab.objectives import Reconstruction
 from saelab.recipes.base import Recipe
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
+from saelab.training.group_bias import GroupBias, GroupBiasConfig
 
 __all__ = ["GroupBiasRecipe"]
 

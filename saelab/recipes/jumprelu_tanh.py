@@ -17,7 +17,7 @@ from typing import final
 from saelab.activation_functions import JumpReLU
 from saelab.objectives import PreActivation, Reconstruction, TanhL0
 from saelab.recipes.base import Recipe
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["TanhRecipe"]
 

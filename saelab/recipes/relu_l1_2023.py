@@ -16,7 +16,7 @@ from typing import final
 from saelab.activation_functions import ReLU
 from saelab.objectives import L1, Reconstruction
 from saelab.recipes.base import Recipe
-from saelab.resampling import Resampling
+from saelab.training.resampling import Resampling
 
 __all__ = ["ReluResamplingRecipe"]
 

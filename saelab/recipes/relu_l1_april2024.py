@@ -20,7 +20,7 @@ from saelab.objectives import L1, Reconstruction
 from saelab.recipes.base import Recipe
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["ReluL1Recipe"]
 

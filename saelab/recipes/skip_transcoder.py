@@ -22,7 +22,7 @@ from saelab.recipes.base import Recipe
 from saelab.recipes.transcoder import Rule, mlp_output_of, rule_of, rule_terms
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["SkipTranscoderRecipe"]
 

@@ -25,7 +25,7 @@ from saelab.objectives import AuxK, Reconstruction, TargetL0, Term
 from saelab.recipes.base import Recipe
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["Rule", "TranscoderRecipe", "mlp_output_of", "rule_of", "rule_terms"]
 

@@ -26,23 +26,23 @@ from torch import Tensor
 from saelab.distributed import ALONE, Ranks
 from saelab.errors import CheckpointError, DataError, Interrupted
 from saelab.files import folder_lock
-from saelab.firing import Firing
-from saelab.gradients import Gradients, coarse_selection
-from saelab.initialization import initialize
-from saelab.latent_shards import Shard
 from saelab.objectives import Step, Term, default_terms
-from saelab.run_logs import RunLog
 from saelab.sae import SAE
 from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
-from saelab.train_config import TrainConfig
-from saelab.training_inputs import TrainingInputs, slice_tokens
-from saelab.training_result import Progress, TrainResult, crossed, in_words
-from saelab.training_runs import TrainingRun, describe_run, record_training
-from saelab.training_state import TrainingState
-from saelab.updates import Updates
-from saelab.upkeep import Upkeep
-from saelab.watch import Watch
+from saelab.training.config import TrainConfig
+from saelab.training.firing import Firing
+from saelab.training.gradients import Gradients, coarse_selection
+from saelab.training.initialization import initialize
+from saelab.training.inputs import TrainingInputs, slice_tokens
+from saelab.training.latent_shards import Shard
+from saelab.training.result import Progress, TrainResult, crossed, in_words
+from saelab.training.run_logs import RunLog
+from saelab.training.runs import TrainingRun, describe_run, record_training
+from saelab.training.state import TrainingState
+from saelab.training.updates import Updates
+from saelab.training.upkeep import Upkeep
+from saelab.training.watch import Watch
 
 __all__ = ["Progress", "TrainConfig", "TrainResult", "Trainer", "train"]
 

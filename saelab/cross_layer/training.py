@@ -19,21 +19,21 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from saelab.checkpoints import under
-from saelab.cross_layer import Chosen, CrossLayerTranscoder
-from saelab.cross_layer_gradients import AUXK, CrossLayerGradients
+from saelab.cross_layer.gradients import AUXK, CrossLayerGradients
+from saelab.cross_layer.transcoder import Chosen, CrossLayerTranscoder
 from saelab.directions import aimed
 from saelab.errors import CheckpointError, ConfigError, DataError, Interrupted
 from saelab.files import folder_lock
-from saelab.initialization import geometric_median
 from saelab.normalization import Normalization
-from saelab.optimizers import Adam, rate_at
-from saelab.run_logs import RunLog
 from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
-from saelab.train_config import TrainConfig
-from saelab.training_result import Progress, crossed, in_words
-from saelab.training_runs import TrainingRun
+from saelab.training.checkpoints import under
+from saelab.training.config import TrainConfig
+from saelab.training.initialization import geometric_median
+from saelab.training.optimizers import Adam, rate_at
+from saelab.training.result import Progress, crossed, in_words
+from saelab.training.run_logs import RunLog
+from saelab.training.runs import TrainingRun
 
 __all__ = ["CrossLayerResult", "CrossLayerTrainer", "train_cross_layer"]
 

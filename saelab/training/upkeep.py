@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from saelab.objectives import Step
-from saelab.optimizers import Adam
+from saelab.training.optimizers import Adam
 
 __all__ = ["Upkeep"]
 

@@ -16,7 +16,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from saelab.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
 from saelab.distributed import Ranks
 from saelab.errors import ConfigError
 from saelab.files import provenance, read_json, write_json
@@ -24,8 +23,9 @@ from saelab.kernels import backend_name
 from saelab.objectives import Term
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
-from saelab.upkeep import Upkeep
+from saelab.training.checkpoints import latest_checkpoint, read_checkpoint, write_checkpoint
+from saelab.training.config import TrainConfig
+from saelab.training.upkeep import Upkeep
 
 __all__ = ["TrainingRun", "describe_run", "record_training"]
 

@@ -17,15 +17,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.activation_functions import AbsTopK, ActivationFunction, TopK
-from saelab.batch_means import BatchMeans, UnknownMean
 from saelab.distributed import ALONE, Ranks
 from saelab.errors import ConfigError
 from saelab.kernels import Bfloat16Selection, GradientBuffers, Pairs
-from saelab.latent_shards import Shard
 from saelab.objectives import Step, Term
 from saelab.pair_forward import PairForward
 from saelab.sae import SAE, FoundPairs
-from saelab.train_config import TrainConfig
+from saelab.training.batch_means import BatchMeans, UnknownMean
+from saelab.training.config import TrainConfig
+from saelab.training.latent_shards import Shard
 
 __all__ = ["Gradients", "coarse_selection"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.files import write_bytes, write_json
-from saelab.pareto import Pareto, Point
-from saelab.pareto_figures import Curve, frontier_figure
+from saelab.pareto.figures import Curve, frontier_figure
+from saelab.pareto.frontier import Pareto, Point
 from saelab.report import Card, Grid, Panel, figures_page
 
 __all__ = ["pareto_page", "save_pareto"]

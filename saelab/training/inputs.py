@@ -9,7 +9,7 @@ from saelab.distributed import Ranks
 from saelab.errors import ConfigError
 from saelab.sae import SAE
 from saelab.store import ActivationStore, Batch
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["TrainingInputs", "slice_tokens"]
 

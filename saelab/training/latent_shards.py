@@ -31,7 +31,7 @@ from saelab.objectives import AuxK, Reconstruction, Term
 from saelab.objectives.auxk import default_k_aux
 from saelab.pair_forward import PairForward
 from saelab.sae import SAE, FoundPairs
-from saelab.upkeep import Upkeep
+from saelab.training.upkeep import Upkeep
 
 __all__ = ["Shard"]
 

@@ -15,13 +15,13 @@ from typing import final
 
 from torch import Tensor
 
-from saelab.checkpoints import under
-from saelab.firing import Firing
-from saelab.latent_shards import Shard
 from saelab.objectives import Term
-from saelab.optimizers import Adam
 from saelab.sae import SAE
-from saelab.upkeep import Upkeep
+from saelab.training.checkpoints import under
+from saelab.training.firing import Firing
+from saelab.training.latent_shards import Shard
+from saelab.training.optimizers import Adam
+from saelab.training.upkeep import Upkeep
 
 __all__ = ["TrainingState"]
 

@@ -13,7 +13,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["Adam", "Moments", "learning_rate", "rate_at"]
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.activation_functions.base import picks
-from saelab.cross_layer import Chosen, CrossLayerTranscoder
+from saelab.cross_layer.transcoder import Chosen, CrossLayerTranscoder
 from saelab.kernels import GradientBuffers, sparse_decode, sparse_pre_activations, top_k
 from saelab.kernels.encoding import Selected, Selection
 from saelab.objectives.auxk import default_k_aux

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from saelab.errors import ConfigError
 from saelab.objectives import Step
-from saelab.optimizers import Adam
 from saelab.sae import SAE
-from saelab.upkeep import Upkeep
+from saelab.training.optimizers import Adam
+from saelab.training.upkeep import Upkeep
 
 __all__ = ["Resampling"]
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ConfigError
-from saelab.gradients import Gradients
-from saelab.latent_shards import Shard
-from saelab.optimizers import Adam, rate_at
 from saelab.sae import SAE
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
+from saelab.training.gradients import Gradients
+from saelab.training.latent_shards import Shard
+from saelab.training.optimizers import Adam, rate_at
 
 __all__ = ["Updates"]
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
 from saelab.errors import ConfigError
-from saelab.run_logs import MIRRORS
+from saelab.training.run_logs import MIRRORS
 
 __all__ = ["TrainConfig"]
 

@@ -12,7 +12,7 @@ from saelab.normalization import Normalization
 from saelab.objectives import Term
 from saelab.sae import SAE
 from saelab.store import ActivationStore
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
 
 __all__ = ["geometric_median", "initialize"]
 

@@ -4,9 +4,9 @@ import statistics
 import warnings
 from typing import Any, final
 
-from saelab.run_logs import RunLog
 from saelab.sae import SAE
-from saelab.train_config import TrainConfig
+from saelab.training.config import TrainConfig
+from saelab.training.run_logs import RunLog
 
 __all__ = ["Watch"]
 
