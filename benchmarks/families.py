@@ -4,9 +4,9 @@
 
 Each dictionary is trained on the first tokens of the store, in the same order, and measured on the
 store's held-out text. Families that keep k latents, or aim at it, are given k; those with a
-coefficient instead have it searched on the first seed, in runs of the whole budget (a short run ends
-at another L0), until L0 is within a tenth of k, and the L0 they reach stands in the table. Values are the mean over seeds, with
-half the range.
+coefficient instead have it searched on the first seed, in runs of the whole budget (a short run
+ends at another L0), until L0 is within a tenth of k, and the L0 they reach stands in the table.
+Values are the mean over seeds, with half the range.
 
     FVU           share of variance missed on held-out tokens
     CE recovered  (CE with zeros - CE with the reconstruction) / (CE with zeros - CE of the model)
@@ -49,11 +49,11 @@ FAMILIES = (
 KNOBS = {
     "top_afa": ("afa", -1.0),
     "group_bias": ("highest", 1.0),
-    "jumprelu_tanh": ("coefficient", -1.0),
-    "gated": ("coefficient", -1.0),
-    "relu_l1_april2024": ("coefficient", -1.0),
-    "relu_l1_2023": ("coefficient", -1.0),
-    "p_annealing": ("coefficient", -1.0),
+    "jumprelu_tanh": ("l0", -1.0),
+    "gated": ("l1", -1.0),
+    "relu_l1_april2024": ("l1", -1.0),
+    "relu_l1_2023": ("l1", -1.0),
+    "p_annealing": ("l1", -1.0),
 }
 """Setting that moves L0 where k is none, and the slope of log L0 over its log to start with."""
 TRIES = 6
