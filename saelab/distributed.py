@@ -54,6 +54,11 @@ class Ranks:
         """Whether each rank holds only its share of the latents."""
         return self.world > 1 and self.split == "latents"
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes and what it exchanges must lie."""
+        return _here() if self.world > 1 else torch.device("cpu")
+
     def share(self, n: int, what: str) -> slice:
         """This rank's part of `n` things, in the order of the ranks.
 
@@ -100,6 +105,17 @@ class Ranks:
         torch.distributed.all_gather(found, padded)
         return [part[:size] for part, size in zip(found, sizes, strict=True)]
 
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """As `gather`, for equal shapes, into the host's memory: one part at a time is elsewhere."""
+        if self.world == 1:
+            return [tensor]
+        found = []
+        for rank in range(self.world):
+            part = tensor.clone() if rank == self.rank else torch.empty_like(tensor)
+            torch.distributed.broadcast(part, rank)
+            found.append(part.cpu())
+        return found
+
     def first(self, work: Callable[[], Found]) -> Found:
         """Let rank 0 do something before the others; if it fails there, every rank stops.
 
@@ -126,6 +142,7 @@ class Ranks:
             ConfigError: They do not.
         """
         mark = tensor.detach().double().sum().reshape(1)
+        mark = mark.to(self.device) if self.world > 1 else mark
         if any(not torch.equal(other, mark) for other in self.gather(mark)):
             raise ConfigError(
                 f"The processes of the run hold different {what}. They must be started with the "
@@ -184,6 +201,6 @@ def ranks(split: Split = "tokens", timeout: float = 1800.0) -> Iterator[Ranks]:
 
 
 def _here() -> torch.device:
-    """Where a number must lie so that the processes can exchange it."""
+    """Where a tensor must lie so that the processes can exchange it."""
     nccl = torch.distributed.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

@@ -7,6 +7,7 @@ from saelab.activation_functions import JumpReLU, ReLU, TopK
 from saelab.errors import ConfigError
 from saelab.objectives import Reconstruction, Step
 from saelab.planted import PlantedAtoms, recovery
+from saelab.recipes.group_bias import GroupBiasRecipe
 from saelab.sae import SAE
 from saelab.store import ActivationStore
 from saelab.training import Trainer, train
@@ -211,3 +212,26 @@ def test_inference_does_not_depend_on_the_batch_and_survives_a_save(tmp_path):
     assert again.tied
     assert torch.equal(again.encode(x).dense(), run.sae.encode(x).dense())
     assert torch.equal(again.encode(x[3:4]).indices, run.sae.encode(x)[3].indices)
+
+
+@pytest.mark.parametrize("output", ["relu", "jump"])
+def test_the_gradient_of_a_tied_step_is_autograds(output):
+    recipe = GroupBiasRecipe(d_sae=24, tokens=4096, batch_size=64, output=output)
+    x = torch.randn(64, 8, dtype=torch.float64)
+    store = ActivationStore.from_tensor(x.float())
+    sae = SAE(8, 24, recipe.activation(), tied=True, dtype=torch.float64)
+    with torch.no_grad():
+        sae.b_enc.uniform_(-0.4, 0.0)
+    trainer = Trainer(sae, store, recipe.training(), terms=recipe.terms())
+    rows = {trainer.hooks[0]: x}
+    trainer._gradients(rows, torch.zeros(24, dtype=torch.bool), 0.5)
+    found = trainer._gradients.of("W_dec") + trainer._gradients.of("W_enc").T
+
+    W = sae.W_dec.detach().clone().requires_grad_()
+    scaled = x * sae.normalization.scale_in
+    pre = (scaled - sae.b_dec.detach()) @ W.T + sae.b_enc.detach()
+    latents = pre.relu() if output == "relu" else pre * (pre > 1e-6)
+    missed = (scaled - sae.b_dec.detach() - latents @ W).square().sum(1).mean()
+    (missed / trainer.variance).backward()
+    assert W.grad is not None and bool(latents.any())
+    torch.testing.assert_close(found, W.grad, rtol=1e-6, atol=1e-12)

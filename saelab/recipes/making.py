@@ -34,12 +34,13 @@ def make_dictionary(
         out: Run folder.
         progress: Called after every step.
         config: Fields of `TrainConfig` in place of the recipe's.
-        device: Where to train.
+        device: Where to train; where latents are divided among processes each has its own.
         ranks: The processes that train it together.
     """
     activations = ActivationStore.open(store, recipe.hook)
+    whole = recipe.dictionary(activations)
     result = train(
-        recipe.dictionary(activations).to(device),
+        whole if ranks.divides_latents else whole.to(device),
         activations,
         replace(recipe.training(), **(config or {})),
         out,

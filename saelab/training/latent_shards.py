@@ -9,7 +9,10 @@ W_dec. All ranks read the same tokens.
     gradients       of a latent's weights where it lives; b_dec's is the same everywhere, but for
                     what passes through the encoder, which is summed
 
-Checkpoints and dictionaries are written whole, so another number of processes can go on.
+A rank computes on its own device, where only its share and that share's moments lie: a dictionary
+may be larger than any one device. The whole one lies in the host's memory and is brought up to date
+for checkpoints, a rank's part of one tensor at a time. Checkpoints and dictionaries are written
+whole, so another number of processes can go on.
 
 Source: Gao et al. 2024, appendix C, and the authors' code; there the strengths exchanged are cut to
 a capacity, here none are.
@@ -46,7 +49,7 @@ class Shard:
     """One rank's latents.
 
     Args:
-        whole: The dictionary; it stays whole in the memory of every rank's host.
+        whole: The dictionary, which stays where it is: in the memory of every rank's host.
         ranks: The processes.
         terms: The objective.
         upkeep: What is done between steps; nothing may be.
@@ -79,9 +82,9 @@ class Shard:
             pre_bias=whole.pre_bias,
             dtype=whole.dtype,
             seed=whole.seed,
-        ).to(whole.device)
+        ).to(ranks.device)
         # b_dec as the encoder subtracts it: its gradient has to be summed over the ranks.
-        self.b_pre = nn.Parameter(torch.zeros_like(whole.b_dec))
+        self.b_pre = nn.Parameter(torch.zeros_like(self.sae.b_dec))
         self.take(whole)
 
     @torch.no_grad()
@@ -112,7 +115,7 @@ class Shard:
         if axis is None or not tensor.ndim:
             return tensor
         turned = tensor.detach() if axis == 0 else tensor.detach().T
-        joined = torch.cat(self.ranks.gather(turned.contiguous()))
+        joined = torch.cat(self.ranks.collect(turned.contiguous()))
         return joined if axis == 0 else joined.T
 
     def norm(self, norms: Mapping[str, Tensor]) -> Tensor:
