@@ -90,6 +90,14 @@ def test_without_slices_nothing_changes_a_bit() -> None:
     assert all(torch.equal(again[name], value) for name, value in tensors.items())
 
 
+def test_a_caller_without_gradients_trains_all_the_same() -> None:
+    inside, outside = trainer("topk", ALONE), trainer("topk", ALONE)
+    with torch.no_grad():
+        found = inside.step()
+    assert found == outside.step()
+    assert torch.equal(inside.sae.W_dec, outside.sae.W_dec)
+
+
 def test_slices_must_be_equal() -> None:
     with pytest.raises(
         ConfigError, match=r"micro_batch_size=24\) must divide the batch_size of 64"

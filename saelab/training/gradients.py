@@ -72,6 +72,7 @@ class Gradients:
         """The gradient of a parameter."""
         return self._buffers.of(self._parameters[name])
 
+    @torch.enable_grad()  # also where the caller has turned gradients off
     def __call__(
         self, rows: Mapping[str, Tensor], dead: Bool[Tensor, " d_sae"], progress: float
     ) -> tuple[Step, dict[str, float]]:
