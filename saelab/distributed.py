@@ -106,7 +106,7 @@ class Ranks:
         return [part[:size] for part, size in zip(found, sizes, strict=True)]
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
-        """As `gather`, for equal shapes, into the host's memory: one part at a time is elsewhere."""
+        """As `gather`, for equal shapes and into the host's memory, a part at a time."""
         if self.world == 1:
             return [tensor]
         found = []

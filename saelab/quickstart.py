@@ -21,7 +21,7 @@ from saelab.evaluation import EvaluateConfig, Evaluation, evaluate
 from saelab.harvesting import harvest
 from saelab.latents import FirstLook, look
 from saelab.models import LanguageModel, load_model
-from saelab.run_folders import HarvestSource, record_store
+from saelab.run_folders import HarvestSource
 from saelab.sae import SAE
 from saelab.store import ActivationStore
 from saelab.tokens import Tokens
@@ -205,6 +205,4 @@ def _train(
         lr=config.lr,
         seed=config.seed,
     )
-    result = train(sae, store, settings, folder / "topk", progress=progress)
-    record_store(folder / "topk", folder / "activations")
-    return result
+    return train(sae, store, settings, folder / "topk", progress=progress)

@@ -57,7 +57,7 @@ class HarvestSource:
 
 
 def record_store(run: str | Path, store: str | Path) -> None:
-    """Note in a run folder which store it is trained on."""
+    """Note in a run folder which store it is trained on; `train` does it for stores on disk."""
     relative = os.path.relpath(Path(store).absolute(), Path(run).absolute())
     write_json(Path(run) / "sources.json", {"store": Path(relative).as_posix()})
 

@@ -22,11 +22,9 @@ from saelab.errors import ConfigError, DataError, Interrupted
 from saelab.files import folder_lock, write_json
 from saelab.objectives import Term
 from saelab.recipes import Recipe, family_of, made_by, record_recipe
-from saelab.run_folders import record_store
 from saelab.sae import SAE
 from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
-from saelab.store.sources import FolderSource
 from saelab.training import Trainer
 from saelab.training.config import TrainConfig
 from saelab.training.result import TrainResult
@@ -220,8 +218,6 @@ def _trainer(member: Member, store: ActivationStore, run: Path) -> Trainer:
     seen = store.at(hook) if hook in store.hooks else store
     trainer = Trainer(member.sae, seen, member.config, run, member.terms, member.upkeep)
     trainer.look_at_store()
-    if isinstance(store.source, FolderSource):
-        record_store(run, store.source.folder)
     if member.made_by:
         record_recipe(run, member.made_by)
     return trainer

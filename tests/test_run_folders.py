@@ -5,9 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelab import SAE, CheckpointError, CorpusError, StoreError, TopK
+from saelab import (
+    SAE,
+    ActivationStore,
+    CheckpointError,
+    CorpusError,
+    StoreError,
+    TopK,
+    TrainConfig,
+    harvest,
+    train,
+)
 from saelab.run_folders import HarvestSource, dictionary_of, held_out_of, record_store, store_of
 from saelab.tokens import Tokens
+from tests.harvest_cases import HOOKS, SMALL, rows_of_tokens, tiny_model
 
 
 def some_tokens() -> Tokens:
@@ -62,3 +73,16 @@ def test_an_unfinished_run_says_how_to_finish_it(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not finished"):
         dictionary_of(tmp_path)
+
+
+def test_a_run_on_a_store_from_disk_knows_its_store(tmp_path):
+    store = harvest(tiny_model(), rows_of_tokens(), HOOKS[:1], tmp_path / "acts", **SMALL)
+    config = TrainConfig(tokens=512, batch_size=64)
+    train(SAE(store.d_in, 16, TopK(2), hook=store.hook), store, config, tmp_path / "run")
+    assert store_of(tmp_path / "run") == tmp_path / "acts"
+
+    x = store.rows(0, store.n_tokens).activations
+    in_memory = ActivationStore.from_tensor(x, hook=store.hook)
+    train(SAE(store.d_in, 16, TopK(2), hook=store.hook), in_memory, config, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="missing"):
+        store_of(tmp_path / "other")

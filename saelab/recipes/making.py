@@ -9,7 +9,6 @@ from saelab.distributed import ALONE, Ranks
 from saelab.files import write_json
 from saelab.recipes.base import Recipe
 from saelab.recipes.families import family_of
-from saelab.run_folders import record_store
 from saelab.store import ActivationStore
 from saelab.training import TrainResult, train
 
@@ -50,7 +49,6 @@ def make_dictionary(
         progress=progress,
     )
     if ranks.rank == 0:
-        record_store(out, store)
         record_recipe(out, made_by(recipe))
     return result
 

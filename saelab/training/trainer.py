@@ -27,9 +27,11 @@ from saelab.distributed import ALONE, Ranks
 from saelab.errors import CheckpointError, DataError, Interrupted
 from saelab.files import folder_lock
 from saelab.objectives import Step, Term, default_terms
+from saelab.run_folders import record_store
 from saelab.sae import SAE
 from saelab.signals import StopRequest
 from saelab.store import ActivationStore, Batch
+from saelab.store.sources import FolderSource
 from saelab.training.config import TrainConfig
 from saelab.training.firing import Firing
 from saelab.training.gradients import Gradients, coarse_selection
@@ -95,6 +97,8 @@ class Trainer:
         manifest = describe_run(sae, self.config, self.terms, self.upkeep, store, ranks)
         first = ranks.rank == 0
         self.run_files = ranks.first(lambda: TrainingRun(folder, manifest, writes=first))
+        if first and self.folder is not None and isinstance(store.source, FolderSource):
+            record_store(self.folder, store.source.folder)
         if self.run_files.found is None:
             self._gradients.variance = initialize(sae, store, self.config, self.terms)
         else:
