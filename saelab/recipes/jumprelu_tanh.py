@@ -27,8 +27,8 @@ __all__ = ["TanhRecipe"]
 class TanhRecipe(Recipe):
     """A JumpReLU dictionary with a smooth count of latents."""
 
-    l0: float = 2.0
-    """Weight of the count at the end of the run."""
+    l0: float = 0.9
+    """Weight of the count at the end of the run. L0 is near 32 with it (docs/training.md)."""
     pre_act: float = 3e-6
     """Weight of the pull on dead latents."""
 

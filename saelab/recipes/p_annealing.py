@@ -25,8 +25,8 @@ __all__ = ["PAnnealingRecipe"]
 class PAnnealingRecipe(Recipe):
     """A ReLU dictionary with a penalty that becomes a count."""
 
-    l1: float = 5.0
-    """Weight of the penalty while it is L1."""
+    l1: float = 2.9
+    """Weight of the penalty while it is L1. L0 is near 32 with it (docs/training.md)."""
     p_end: float = 0.2
     """The power at the end; above 0."""
 

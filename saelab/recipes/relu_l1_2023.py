@@ -26,8 +26,8 @@ __all__ = ["ReluResamplingRecipe"]
 class ReluResamplingRecipe(Recipe):
     """A ReLU dictionary with an L1 penalty, unit directions and resampling."""
 
-    l1: float = 5.0
-    """Weight of the penalty."""
+    l1: float = 3.2
+    """Weight of the penalty. L0 is near 32 with it (docs/training.md)."""
     resampled_every: float = 0.15
     """Share of the budget between two of the four occasions on which dead latents are resampled."""
 

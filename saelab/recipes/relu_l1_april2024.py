@@ -30,8 +30,8 @@ __all__ = ["ReluL1Recipe"]
 class ReluL1Recipe(Recipe):
     """A ReLU dictionary with an L1 penalty and free decoder norms."""
 
-    l1: float = 5.0
-    """Weight of the penalty."""
+    l1: float = 7.0
+    """Weight of the penalty. L0 is near 32 with it (docs/training.md)."""
     start_norm: float = 0.1
     """Length of decoder directions before training."""
 
