@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Small models gain nothing from a second thread, and two test workers share two cores.
 TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=10
 
-.PHONY: help install browser quickstart test test-slow check format bench peers golden clean
+.PHONY: help install browser quickstart test test-slow check format bench notebooks peers golden clean
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +51,9 @@ format: $(STAMP)  ## rewrite the code in the house format
 
 bench: $(STAMP)  ## measure speed on this machine
 	for program in benchmarks/*.py; do echo "== $$program"; $(PY) "$$program"; done
+
+notebooks: $(STAMP)  ## run the notebooks and keep what they print and draw
+	$(PY) notebooks/run.py
 
 peers: $(PEERS)/.installed  ## install the libraries we are compared with, in .venv-peers
 

@@ -101,7 +101,7 @@ def _project(sae: SAE) -> None:
 
 def _held_out_fvu(sae: SAE, rows: Tensor) -> float:
     recons = torch.cat([sae.decode(sae.encode(part)) for part in rows.split(2048)])
-    return float(fvu(rows, recons))
+    return fvu(rows, recons) or 0.0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ what the dictionary writes in place of the MLP's output. Mean over seeds, and ha
 import argparse
 import statistics
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.evaluation import evaluate
@@ -25,7 +26,7 @@ from saelab.models import load_model
 from saelab.recipes import Recipe
 from saelab.recipes.skip_transcoder import SkipTranscoderRecipe
 from saelab.recipes.topk import TopKRecipe
-from saelab.recipes.transcoder import TranscoderRecipe
+from saelab.recipes.transcoder import TranscoderRecipe, mlp_output_of
 from saelab.run_folders import HarvestSource, held_out_of
 from saelab.store import ActivationStore
 from saelab.training import train
@@ -47,7 +48,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # what is off shows in the table
     whole = ActivationStore.open(arguments.store)
-    read, written = whole.hooks
+    read = next(hook for hook in whole.hooks if hook.endswith("mlp.hook_in"))
+    written = mlp_output_of(whole.at(read))
     last = whole.n_tokens - HELD_OUT
     tokens = min(arguments.tokens, last)
     common = {"d_sae": arguments.d_sae, "k": arguments.k, "tokens": tokens}
@@ -56,7 +58,8 @@ def main() -> None:
         "transcoder": (TranscoderRecipe, {"hook": read, "hook_out": written}),
         "skip transcoder": (SkipTranscoderRecipe, {"hook": read, "hook_out": written}),
     }
-    train_on, measure_on = _part(whole, 0, tokens), _part(whole, last, whole.n_tokens)
+    both = (read, written)
+    train_on, measure_on = _part(whole, both, 0, tokens), _part(whole, both, last, whole.n_tokens)
     model = load_model(HarvestSource.of(arguments.store).model)
     text = held_out_of(arguments.store)
     config = EvaluateConfig(max_tokens=HELD_OUT, max_loss_tokens=arguments.loss_tokens)
@@ -74,8 +77,8 @@ def main() -> None:
         print(f"{name:15} " + "  ".join(map(_spread, zip(*rows, strict=True))), flush=True)
 
 
-def _part(whole: ActivationStore, start: int, stop: int) -> ActivationStore:
-    rows = whole.rows(start, stop, hooks=whole.hooks)
+def _part(whole: ActivationStore, hooks: Sequence[str], start: int, stop: int) -> ActivationStore:
+    rows = whole.rows(start, stop, hooks=hooks)
     return ActivationStore.from_tensor(rows.activations)
 
 

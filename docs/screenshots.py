@@ -1,6 +1,7 @@
 """Takes the pictures of docs/explorer.md from the running explorer.
 
-    python docs/screenshots.py runs        # runs/quickstart/topk must have an atlas
+    saelab atlas runs/quickstart/topk && saelab map runs/quickstart/topk
+    python docs/screenshots.py runs [--only latents]
 
 Needs Playwright and a Chromium, which the test set-up installs.
 """
@@ -21,10 +22,13 @@ RUN = "quickstart/topk"
 TEXT = "The old harbor was silent until the ships came home from the war."
 VIEWS = {
     "runs": f"/?run={RUN}",
-    "latents": f"/latents?run={RUN}&sort=best+automatic+label&often=under+0.1%25",
+    "latents": f"/latents?run={RUN}&sort=best+automatic+label&color=kind+of+label",
     "latent": f"/latent?run={RUN}&latent=1258",
     "prompt": f"/prompt?run={RUN}&text={TEXT.replace(' ', '+')}",
+    "steering": f"/steering?run={RUN}&push=1258:20&text=The+weather+today",
 }
+WAITED_FOR = {"prompt": "What the model expects next", "steering": "The next token"}
+"""Words that a page shows once the model has run."""
 
 
 def main() -> None:
@@ -32,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", type=Path, help="folder of runs")
     parser.add_argument("--dark", action="store_true", help="in the dark theme")
+    parser.add_argument("--only", action="append", choices=VIEWS, help="this page; repeatable")
     arguments = parser.parse_args()
     browser_path = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -45,16 +50,16 @@ def main() -> None:
         _wait(f"http://localhost:{port}/_stcore/health")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=browser_path)
-            for name, address in VIEWS.items():
+            for name in arguments.only or VIEWS:
                 page = browser.new_page(
                     viewport={"width": 1280, "height": 800},
                     color_scheme="dark" if arguments.dark else "light",
                 )
-                page.goto(f"http://localhost:{port}{address}")
+                page.goto(f"http://localhost:{port}{VIEWS[name]}")
                 _settle(page)
-                if name == "prompt":
-                    page.get_by_text("What the model expects next").wait_for(timeout=120_000)
-                    page.wait_for_timeout(2500)
+                if name in WAITED_FOR:
+                    page.get_by_text(WAITED_FOR[name]).wait_for(timeout=300_000)
+                    _settle(page)
                 page.screenshot(path=DOCS / "images" / f"explorer_{name}.png")
                 page.close()
             browser.close()
@@ -75,8 +80,9 @@ def _wait(address: str) -> None:
 
 def _settle(page: Page) -> None:
     page.wait_for_selector('[data-testid="stMainBlockContainer"] h1', timeout=120_000)
-    for selector in ('[data-testid="stStatusWidget"]', ".stSpinner", '[data-testid="stSkeleton"]'):
-        page.wait_for_selector(selector, state="detached", timeout=120_000)
+    page.wait_for_selector('[data-test-script-state="notRunning"]', timeout=300_000)
+    for part in (".stSpinner", '[data-testid="stSkeleton"]'):
+        page.wait_for_function(f"() => !document.querySelector('{part}')", timeout=120_000)
     page.wait_for_timeout(2500)
 
 

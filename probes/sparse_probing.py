@@ -71,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             if done[name] is None:
                 model = model or opened_model(asked.model, asked.device)
-                done[name] = measured(model, sae, opened(name, asked), asked)
-                write_json(place(asked.out, name), {**settings, **done[name]})
+                found = measured(model, sae, opened(name, asked), asked)
+                write_json(place(asked.out, name), {**settings, **found})
+                done[name] = found
         results = [done[name] for name in names]
         for line in table(results):
             say(line)

@@ -28,6 +28,7 @@ from saelab.activation_functions import (
     TopK,
 )
 from saelab.atlas import Atlas, AtlasConfig, build_atlas
+from saelab.circuits import TraceConfig, trace
 from saelab.cross_layer import CrossLayerTranscoder
 from saelab.cross_layer.training import train_cross_layer
 from saelab.crosscoders import Crosscoder, train_crosscoder
@@ -106,6 +107,7 @@ __all__ = [
     "StoreError",
     "Tokens",
     "TopK",
+    "TraceConfig",
     "TrainConfig",
     "TrainResult",
     "Trainer",
@@ -129,6 +131,7 @@ __all__ = [
     "steer",
     "sweep",
     "tokens",
+    "trace",
     "train",
     "train_cross_layer",
     "train_crosscoder",

@@ -1,20 +1,19 @@
-"""Figures about an atlas: one latent's activations, where it fires, and all latents at a glance.
+"""Figures about an atlas: one latent's activations, where it fires, and latents over a text.
 
 Blue is below zero, orange above, as everywhere; a figure's data are plain records of the atlas.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saelab.atlas import Histogram, LatentCard, TailCard
-from saelab.plots import ACCENT, NEGATIVE, POSITIVE, template
+from saelab.plots import NEGATIVE, POSITIVE, template
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
     from plotly.graph_objects import Figure
 
-__all__ = ["activation_figure", "latent_map", "logit_figure", "position_figure", "prompt_figure"]
+__all__ = ["activation_figure", "logit_figure", "position_figure", "prompt_figure", "quoted"]
 
 
 def activation_figure(card: LatentCard) -> "Figure":
@@ -82,56 +81,17 @@ def logit_figure(histogram: Histogram) -> "Figure":
     return figure
 
 
-def latent_map(latents: "DataFrame") -> "Figure":
-    """Every latent that fires: how often against how strongly, colored by how peaked its logits.
-
-    Args:
-        latents: `atlas.latents()`; `customdata` of a point is its latent.
-    """
-    import plotly.graph_objects as go
-
-    alive: Any = latents[latents["count"] > 0]
-    color: dict[str, Any] = {"color": ACCENT}
-    if alive["logit_kurtosis"].notna().any():
-        color = {
-            "color": alive["logit_kurtosis"].clip(0, 20),
-            "colorscale": [[0, "#9fb3c8"], [0.5, "#2a9d8f"], [1, "#d9730d"]],
-            "colorbar": {
-                "title": {"text": "kurtosis of<br>logit effects", "font": {"size": 12}},
-                "thickness": 10,
-                "len": 0.55,
-                "tickvals": [0, 10, 20],
-                "ticktext": ["0", "10", "20+"],
-            },
-        }
-    figure = go.Figure(
-        go.Scattergl(
-            x=alive["density"],
-            y=alive["strongest"],
-            mode="markers",
-            marker={"size": 5, "opacity": 0.65, **color},
-            customdata=alive[["latent", "label"]].to_numpy(),
-            hovertemplate="<b>%{customdata[0]}</b> %{customdata[1]}<br>fires on %{x:.3%} of tokens"
-            "<br>peak %{y:.3g}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(
-        title="density, share of tokens (log scale)", type="log", tickformat="~%", dtick=1
-    )
-    figure.update_yaxes(title="strongest activation (log scale)", type="log", dtick="D2")
-    figure.update_layout(template=template(), height=560, dragmode="lasso")
-    return figure
-
-
 def prompt_figure(
     tokens: Sequence[str],
     rows: Sequence[tuple[str, Sequence[float]]],
+    missed: Sequence[float] = (),
 ) -> "Figure":
     """A strip of the strongest latents over a text: one row a latent, one column a token.
 
     Args:
         tokens: The text; only their places are used as coordinates.
         rows: Name of each latent and its activation on every token, strongest first.
+        missed: Error share of each token, drawn under the strip.
     """
     import plotly.graph_objects as go
 
@@ -141,7 +101,7 @@ def prompt_figure(
             z=[[v / top for v in values] for (_, values), top in zip(rows, tops, strict=True)],
             customdata=[[f"{v:.3g}" for v in values] for _, values in rows],
             x=list(range(len(tokens))),
-            y=[name for name, _ in rows],
+            y=[quoted(name) for name, _ in rows],
             zmid=0,
             zmin=-1,
             zmax=1,
@@ -159,12 +119,47 @@ def prompt_figure(
         tickangle=-50,
         showline=False,
     )
-    figure.update_layout(template=template(), height=120 + 24 * len(rows))
+    height = 120 + 24 * len(rows)
+    if len(missed):
+        _missed_bars(figure, missed, 64 / height)
+    figure.update_layout(template=template(), height=height + 64 * bool(len(missed)))
     return figure
 
 
-def _tick(token: str) -> str:
-    """A token as an axis label: plotly reads a little HTML there, so its signs are replaced."""
-    cut = token.strip() or "·"
-    cut = cut if len(cut) <= 14 else cut[:13] + "…"
+def _missed_bars(figure: "Figure", missed: Sequence[float], share: float) -> None:
+    """Bars of the error share under a strip, on the same columns."""
+    figure.add_bar(
+        x=list(range(len(missed))),
+        y=[100 * one for one in missed],
+        yaxis="y2",
+        width=0.86,
+        marker_color="#8b949c",
+        hovertemplate="token %{x}: the dictionary misses %{y:.1f}%<extra></extra>",
+    )
+    top = 100 * max(missed)
+    figure.update_layout(
+        yaxis={"domain": [share, 1.0]},
+        yaxis2={
+            "domain": [0.0, 0.74 * share],
+            "range": [0, 1.1 * top or 1.0],
+            "tickvals": [top],
+            "ticktext": [f"missed, up to {top:.0f}%"],
+            "showgrid": False,
+        },
+        xaxis={"anchor": "y2"},
+    )
+
+
+def quoted(text: str, longest: int = 48) -> str:
+    """Text for a figure: plotly reads a little HTML there, so its signs are replaced.
+
+    >>> quoted("<b>war</b> & peace", 12)
+    '&lt;b&gt;war&lt;/b&gt; …'
+    """
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+
+
+def _tick(token: str) -> str:
+    """A token as an axis label."""
+    return quoted(token.strip() or "·", 14)

@@ -95,6 +95,7 @@ HEAVY = frozenset(
         "tqdm",
         "transformer_lens",
         "transformers",
+        "umap",
         "wandb",
     }
 )

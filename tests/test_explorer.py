@@ -102,6 +102,95 @@ def test_a_prompt_is_read_token_by_token(app):
     assert "What the model expects next" in html and "What the dictionary misses" in html
 
 
+def test_a_prompts_token_says_what_its_latents_add_to_the_next_one(app):
+    html = page_html(app("prompt.py", run="topk", text="the old ship came home", token=3))
+    assert "Direct effect through the frozen final norm" in html
+    assert "what the dictionary misses" in html and "logits" in html
+    shorter = app("prompt.py", run="topk", text="the", token=30, next=9999)
+    assert_fine(shorter)
+    assert "sl-empty" not in page_html(shorter)
+
+
+def count_of(test: AppTest) -> int:
+    found = [line for line in page_html(test).splitlines() if "pick one to open it" in line]
+    return int(found[0].split(">")[1].split()[0])
+
+
+def test_what_is_chosen_on_the_map_filters_the_table(app, runs):
+    from saelab.atlas import Atlas
+
+    with_map = Atlas.open(runs / "topk" / "atlas")
+    rows = with_map.sql("SELECT latent FROM decoder_map WHERE x > 0 AND y > 0")
+    # corners are x.y on the grid of the map, which goes from -10,000 to 10,000
+    test = app("latents.py", run="topk", area="0.0_10600.0_10600.10600_0.10600")
+    assert_fine(test)
+    assert 0 < count_of(test) == len(rows) < 48
+    next(one for one in test.button if one.key == "let go").click().run()
+    assert count_of(test) == 48
+    assert count_of(app("latents.py", run="topk", near=7)) == 25
+    assert "is not an outline" in page_html(app("latents.py", run="topk", area="0.0_<b>"))
+
+
+def test_an_atlas_without_a_map_says_which_command_makes_it(app, runs):
+    import json
+
+    manifest = runs / "abs_topk" / "atlas" / "atlas.json"
+    whole = manifest.read_text()
+    value = json.loads(whole)
+    del value["map"], value["files"]["decoder_map.parquet"]
+    manifest.write_text(json.dumps(value))
+    try:
+        test = app("latents.py", run="abs_topk")
+        assert_fine(test)
+        assert f"saelab map {runs / 'abs_topk'}" in [one.value for one in test.code]
+    finally:
+        manifest.write_text(whole)
+
+
+def test_latents_are_pushed_and_both_texts_shown(app):
+    address = {"push": "3:6,5:-4", "text": "the old ship", "tokens": "8", "how": "add"}
+    test = app("steering.py", run="abs_topk", **address)
+    assert_fine(test)
+    html = page_html(test)
+    assert "As it is" in html and "Steered" in html and "The next token" in html
+    assert "Push(sae, {3: 6, 5: -4})" in test.code[0].value
+    test.text_input(key="add").set_value("9").run()
+    assert "9:" in str(test.query_params["push"])
+    next(one for one in test.button if one.key == "without 3").click().run()
+    assert_fine(test)
+    assert "3:6" not in str(test.query_params["push"])
+
+
+def test_pushing_by_nothing_changes_nothing(app):
+    html = page_html(app("steering.py", run="topk", push="3:0", text="the old ship", tokens="8"))
+    assert "KL 0 nats" in html and "<mark>" not in html
+
+
+def test_the_cost_of_steering_is_measured_beside_controls(app):
+    test = app("steering.py", run="topk", push="3:6", text="the old ship", tokens="5")
+    test.text_input(key="words 3").set_value("war, ship")
+    next(one for one in test.button if one.label == "Measure effect and cost").click().run()
+    assert_fine(test)
+    assert "Overall score of 0 to 2" in page_html(test)
+    assert "for the controls" in page_html(test)
+
+
+@pytest.mark.parametrize("push", ["99:1", "x", "1:nan", "1:1e9", "-1:2", "1", "<b>:1"])
+def test_a_push_that_means_nothing_is_explained(app, push):
+    test = app("steering.py", run="topk", push=push)
+    assert_fine(test)
+    assert "must name latents from 0 to 47" in page_html(test)
+
+
+def test_words_that_differ_are_marked_and_never_interpreted():
+    from explorer.text import differing
+
+    one, other = differing("the <b>old</b> ship\nsank", "the <i>new</i> ship\nsank")
+    assert one == "the <mark>&lt;b&gt;old&lt;/b&gt;</mark> ship<br>sank"
+    assert other == "the <mark>&lt;i&gt;new&lt;/i&gt;</mark> ship<br>sank"
+    assert differing("same text", "same text") == ("same text", "same text")
+
+
 @pytest.mark.parametrize("address", [{"latent": "10000000"}, {"latent": "x"}, {"latent": "-1"}])
 def test_an_address_that_means_nothing_is_explained(app, address):
     test = app("latent.py", run="topk", **address)

@@ -15,16 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
-from tests.explorer_runs import make_runs
+from tests.explorer_runs import HOSTILE, make_runs
 
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "screenshots"
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-PAGES = ("runs", "latents", "latent", "prompt", "compare")
+PAGES = ("runs", "latents", "latent", "prompt", "steering", "compare")
+SLOW = 240_000
+"""Milliseconds that a page may take on a busy machine."""
 
+expect.set_options(timeout=SLOW)
 pytestmark = pytest.mark.skipif(
     BROWSER is None and not os.environ.get("CI"),
     reason="no Chromium was found; `make browser` installs Debian's",
@@ -52,7 +56,7 @@ def address(tmp_path_factory) -> Iterator[str]:
         yield f"http://localhost:{port}"
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(120)
         log.close()
 
 
@@ -103,11 +107,19 @@ def _missing(found) -> list[str]:
 
 
 def settled(page) -> None:
-    """Wait until the page has stopped running."""
-    page.wait_for_selector('[data-testid="stMainBlockContainer"] h1', timeout=120_000)
-    page.wait_for_selector('[data-testid="stStatusWidget"]', state="detached", timeout=120_000)
-    page.wait_for_selector(".stSpinner", state="detached", timeout=120_000)
-    page.wait_for_timeout(700)
+    """Wait until the script of the page has ended and every part of it is drawn.
+
+    Parts that come later still, such as the text inside a box, must be waited for by `expect`:
+    a box is drawn first and filled a moment after.
+    """
+    page.wait_for_selector('[data-testid="stMainBlockContainer"] h1', timeout=SLOW)
+    page.wait_for_selector('[data-test-script-state="notRunning"]', timeout=SLOW)
+    for part in ('[data-testid="stSkeleton"]', ".stSpinner"):
+        page.wait_for_function(f"() => !document.querySelector('{part}')", timeout=SLOW)
+    # The last changes of the state are drawn within two frames.
+    page.evaluate(
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
 
 
 def keep(page, name: str) -> None:
@@ -128,37 +140,80 @@ def test_every_page_opens_without_an_error_and_fits_the_window(visit, name, sche
 
 def test_a_latent_is_found_in_the_table_and_opened_from_the_search_box(visit):
     page = visit("/latents?run=topk")
-    page.get_by_label("Search").fill("11")
-    page.get_by_label("Search").press("Enter")
-    page.wait_for_url("**/latent?**latent=11**", timeout=60_000)
-    settled(page)
-    assert page.get_by_text("Latent 11 of").count() or page.get_by_text("11").count()
+    page.get_by_role("textbox", name="Search").fill("11")
+    page.get_by_role("textbox", name="Search").press("Enter")
+    page.wait_for_url("**/latent?**latent=11**", timeout=SLOW)
+    expect(page.locator(".sl-lead")).to_contain_text("Latent 11 of blocks.1")
     page.get_by_role("button", name="→").click()
-    page.wait_for_url("**latent=12**", timeout=60_000)
-    settled(page)
+    page.wait_for_url("**latent=12**", timeout=SLOW)
+    expect(page.locator(".sl-lead")).to_contain_text("Latent 12 of blocks.1")
     page.go_back()
-    page.wait_for_url("**latent=11**", timeout=60_000)
+    page.wait_for_url("**latent=11**", timeout=SLOW)
+    expect(page.locator(".sl-lead")).to_contain_text("Latent 11 of blocks.1")
 
 
 def test_the_address_of_a_view_brings_it_back(visit):
     first = visit("/latents?run=topk&often=over+10%25&sort=number&find=ship")
-    count = first.get_by_text("latents; pick one to open it").inner_text()
+    found = first.get_by_text("latents; pick one to open it")
+    expect(found).not_to_contain_text("48")  # the filter must leave some out
+    count = found.inner_text()
     again = visit(first.url.removeprefix(first.url.split("/latents")[0]))
-    assert again.get_by_text("latents; pick one to open it").inner_text() == count
-    assert not count.startswith("48"), "the filter must leave some out"
-    assert again.get_by_label("Find").input_value() == "ship"
+    expect(again.get_by_text("latents; pick one to open it")).to_have_text(count)
+    expect(again.get_by_label("Find")).to_have_value("ship")
 
 
 def test_a_prompt_with_hostile_tokens_is_read(visit):
     page = visit("/prompt?run=topk")
-    page.get_by_label("Text").fill("the <script>window.hacked=1</script> ship **bold** came home")
+    box = page.get_by_label("Text")
+    expect(box).not_to_have_value("")
+    box.fill(f"the {HOSTILE[0]} ship **bold** came home")
     page.get_by_role("button", name="Read it").click()
-    page.get_by_text("What the model expects next").wait_for(timeout=60_000)
+    page.wait_for_url("**text=the+%3Cscript**", timeout=SLOW)
+    expect(page.get_by_role("radio", name="<script>")).to_be_visible()
+    settled(page)
     keep(page, "prompt_read")
+
+
+def test_a_box_drawn_on_the_map_filters_the_table_and_is_in_the_address(visit):
+    page = visit("/latents?run=topk")
+    found = page.get_by_text("pick one to open it")
+    expect(found).to_contain_text("48 latents;")
+    canvas = page.locator(".js-plotly-plot .nsewdrag").first
+    place = canvas.bounding_box()
+    corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.5), (0.02, 0.5)]
+    at = [(place["x"] + u * place["width"], place["y"] + v * place["height"]) for u, v in corners]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for point in at[1:]:
+        page.mouse.move(*point, steps=4)
+    page.mouse.up()
+    page.wait_for_url("**area=**", timeout=SLOW)
+    expect(found).to_contain_text("chosen on the map")
+    count = found.inner_text()
+    again = visit(page.url.removeprefix(page.url.split("/latents")[0]))
+    expect(again.get_by_text("pick one to open it")).to_have_text(count)
+    keep(again, "latents_chosen")
+    again.get_by_role("button", name="Let go").click()
+    expect(again.get_by_text("pick one to open it")).to_contain_text("48 latents;")
+
+
+def test_a_latent_is_steered_with_from_its_page(visit):
+    page = visit("/latent?run=topk&latent=3")
+    page.get_by_role("link", name="Steer with it").click()
+    page.wait_for_url("**/steering?**push=3**", timeout=SLOW)
+    expect(page.get_by_text("The next token")).to_be_visible()
+    box = page.get_by_label("Text to go on from")
+    box.fill(f"the {HOSTILE[0]} ship **bold** came")
+    page.get_by_role("button", name="Steer").click()
+    page.wait_for_url("**text=the+%3Cscript**", timeout=SLOW)
+    expect(page.locator(".sl-running").first).to_contain_text(HOSTILE[0])
+    settled(page)
+    keep(page, "steering_pushed")
 
 
 def test_hostile_tokens_lie_on_the_page_as_text(visit):
     page = visit("/latent?run=topk&latent=0&examples=Quantiles")
+    expect(page.locator(".sl-text").first).to_be_visible()
     keep(page, "latent_hostile")
     assert page.locator(".sl-text h1, .sl-text script, .sl-text img").count() == 0
 

@@ -17,7 +17,7 @@ PAIRED = ("cross_layer_transcoder", "crosscoder", "skip_transcoder", "transcoder
 RECIPES = sorted(
     path.stem
     for path in (Path(__file__).parent.parent / "trainers").glob("*.py")
-    if path.stem not in ("__init__", "finetune", *PAIRED)  # finetune: tests/test_finetuning.py
+    if path.stem not in ("__init__", "finetune", "yapo", *PAIRED)  # these have tests of their own
 )
 SPARSITY = {
     "group_bias": ["--buffer-tokens", "1024", "--lowest", "0.01", "--groups", "4"],

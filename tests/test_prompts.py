@@ -8,7 +8,7 @@ import torch
 
 from saelab.activation_functions import AbsTopK
 from saelab.errors import ConfigError, CorpusError
-from saelab.prompts import read_prompt
+from saelab.prompts import direct_effects, read_prompt
 from saelab.run_summaries import find_runs
 from saelab.sae import SAE
 from saelab.store import ActivationStore
@@ -74,6 +74,80 @@ def test_the_models_own_expectation_is_kept(reading, model):
         reading.next_probabilities, chances.gather(1, reading.next_ids), atol=1e-6
     )
     assert torch.equal(reading.next_ids[:, 0], chances.argmax(-1))
+
+
+def test_the_model_runs_once_for_a_reading(sae, model, monkeypatch):
+    runs, forward = [], model.module.forward
+
+    def counted(*words, **named):
+        runs.append(1)
+        return forward(*words, **named)
+
+    monkeypatch.setattr(model.module, "forward", counted)
+    read_prompt(sae, model, TEXT)
+    assert len(runs) == 1
+
+
+def test_direct_effects_and_what_the_dictionary_misses_add_up_to_the_logit(reading, sae, model):
+    logits = model.logits(reading.ids[None])[0].double()
+    for position, target in ((3, 70), (7, 101), (len(reading.ids) - 1, 5)):
+        found = direct_effects(reading, sae, model, position, target)
+        parts = found.latents + found.error + found.bias + found.rest
+        assert parts == pytest.approx(found.total, abs=1e-4)
+        expected = float(logits[position, target] - logits[position].mean())
+        assert found.total == pytest.approx(expected, abs=1e-3)
+        sizes = [abs(effect) for _, effect in found.by_latent]
+        assert sizes == sorted(sizes, reverse=True) and len(sizes) == 4
+
+
+def test_a_latents_direct_effect_is_the_slope_of_the_logit_with_the_norm_held(reading, sae, model):
+    position, target = 4, 80
+    found = direct_effects(reading, sae, model, position, target)
+    stream = reading.stream[position].double()
+    gain = model.module.model.norm.weight.detach().double()
+    W_U = model.module.lm_head.weight.T.detach().double()
+    scale = stream.square().mean().sqrt()
+    dense = reading.codes.dense()[position].double()
+    for latent, effect in found.by_latent:
+        written = dense[latent] * sae.W_dec[latent].detach().double()
+        logits = (written * gain / scale) @ W_U
+        assert effect == pytest.approx(float(logits[target] - logits.mean()), rel=1e-4, abs=1e-6)
+
+
+def test_a_norm_that_removes_the_mean_is_held_at_its_own_scale():
+    from saelab.models import load_model
+    from tests.tiny_models import tiny_gpt2, tiny_tokenizer
+
+    found = load_model(tiny_gpt2(), tokenizer=tiny_tokenizer(), name="gpt2", device="cpu")
+    dictionary = SAE(found.d_model, 24, AbsTopK(4), hook=HOOK, seed=3)
+    text = read_prompt(dictionary, found, TEXT)
+    logits = found.logits(text.ids[None])[0].double()
+    # The norm's bias adds the same to one token's logit everywhere, and is left out.
+    left_out = [
+        float(logits[t, 70] - logits[t].mean())
+        - direct_effects(text, dictionary, found, t, 70).total
+        for t in range(1, 9)
+    ]
+    assert max(left_out) - min(left_out) < 2e-3
+
+
+def test_a_transcoders_error_is_of_what_it_writes(model):
+    reads, writes = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
+    coder = SAE(model.d_model, 24, AbsTopK(4), hook=reads, hook_out=writes, seed=3)
+    found = read_prompt(coder, model, TEXT)
+    there = model.activations(found.ids[None], [reads, writes])
+    x, y = there[reads][0], there[writes][0]
+    assert torch.allclose(found.missed, (y - coder(x)).detach(), atol=1e-5)
+    effects = direct_effects(found, coder, model, 3, 70)
+    parts = effects.latents + effects.error + effects.bias + effects.rest
+    assert parts == pytest.approx(effects.total, abs=1e-4)
+
+
+def test_a_dictionary_beside_the_stream_has_no_direct_effect(model):
+    beside = SAE(48, 24, AbsTopK(4), hook="blocks.1.mlp.hook_post", seed=3)
+    found = read_prompt(beside, model, TEXT)
+    with pytest.raises(ConfigError, match="does not write into the residual stream"):
+        direct_effects(found, beside, model, 3, 70)
 
 
 def test_texts_that_cannot_be_read_are_refused(sae, model):

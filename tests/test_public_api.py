@@ -25,6 +25,7 @@ PROMISED = {
     *("CrossLayerTranscoder", "train_cross_layer", "Crosscoder", "train_crosscoder"),
     *("replacement_effects", "load_set", "train_set"),
     *("ablate", "clamp", "intervene", "scale", "splice", "steer"),
+    *("TraceConfig", "trace"),
 }
 
 

@@ -49,6 +49,8 @@ def _choose(names: list[str]) -> None:
     options = names if current in names else [*names, current]
     chosen = st.selectbox("Run", options, index=options.index(current), key=f"run of {current}")
     if chosen and chosen != current:
+        for name in ("area", "near", "page"):  # they mean nothing in another dictionary
+            st.query_params.pop(name, None)
         st.query_params["run"] = chosen
         st.rerun()
 

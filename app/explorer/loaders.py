@@ -10,32 +10,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
+from explorer import style
+from explorer.pushes import interventions
 
 from saelab.atlas import Atlas
 from saelab.atlas.comparing import Comparison
 from saelab.errors import ConfigError
+from saelab.latent_map import latent_map, map_points
 from saelab.models import LanguageModel, load_model
-from saelab.prompts import PromptReading, read_prompt
+from saelab.prompts import DirectEffects, PromptReading, direct_effects, read_prompt
 from saelab.run_folders import HarvestSource, dictionary_of, store_of
 from saelab.run_summaries import RunSummary, find_runs
 from saelab.sae import SAE
+from saelab.steering import SideBySide, side_by_side
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from plotly.graph_objects import Figure
 
 __all__ = [
+    "Outline",
     "atlas",
     "comparison",
     "dictionary",
-    "latents",
+    "effects",
+    "map_figure",
     "model",
     "model_lock",
+    "model_source",
+    "points",
     "prompt",
     "root",
     "run",
     "runs",
     "stamp",
+    "steered",
 ]
+
+Outline = tuple[tuple[int, int], ...]
+"""Corners of what was chosen on a map."""
 
 model_lock = threading.Lock()
 """Sessions share one model; whoever runs it holds this."""
@@ -84,10 +97,19 @@ def atlas(name: str) -> Atlas | None:
     return _atlas(str(summary.folder / "atlas"), stamp(summary.folder / "atlas"))
 
 
-def latents(name: str) -> "DataFrame":
-    """Every latent of a run's atlas, for the map; read again only when the atlas changes."""
+def points(name: str, layout: str) -> "DataFrame":
+    """Every latent that fires, for the map; read again only when the atlas changes."""
     folder = run(name).folder / "atlas"
-    return _latents(str(folder), stamp(folder))
+    return _points(str(folder), layout, stamp(folder))
+
+
+def map_figure(
+    name: str, layout: str, color: str, outline: Outline, ringed: int | None
+) -> "Figure":
+    """The map in the reader's theme; made once, since a figure of many points takes a while."""
+    folder = run(name).folder / "atlas"
+    dark = style.is_dark()
+    return _map_figure(str(folder), layout, color, outline, ringed, dark, stamp(folder))
 
 
 def dictionary(name: str) -> SAE:
@@ -98,7 +120,7 @@ def dictionary(name: str) -> SAE:
 
 def model(name: str) -> LanguageModel:
     """The model a run's dictionary was trained on, loaded once for everybody."""
-    return _model(HarvestSource.of(store_of(run(name).folder)).model)
+    return _model(model_source(name))
 
 
 def comparison(name: str, other: str) -> Comparison:
@@ -112,14 +134,46 @@ def prompt(name: str, text: str) -> PromptReading:
     return _prompt(name, text, stamp(run(name).folder))
 
 
+def effects(name: str, text: str, position: int, target: int) -> DirectEffects:
+    """What each latent of one token of a text adds to the logit of a next token."""
+    return _effects(name, text, position, target, stamp(run(name).folder))
+
+
+def steered(
+    name: str, how: str, pushes: tuple[tuple[int, float], ...], text: str, n_tokens: int
+) -> SideBySide:
+    """A text continued as it is and with latents pushed."""
+    return _steered(name, how, pushes, text, n_tokens, stamp(run(name).folder))
+
+
+def model_source(name: str) -> str:
+    """What the model of a run was loaded from."""
+    return HarvestSource.of(store_of(run(name).folder)).model
+
+
 @st.cache_resource(show_spinner="Opening the atlas …", max_entries=8)
 def _atlas(folder: str, changed: float) -> Atlas:  # noqa: ARG001
     return Atlas.open(folder)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _latents(folder: str, changed: float) -> "DataFrame":
-    return _atlas(folder, changed).latents()
+def _points(folder: str, layout: str, changed: float) -> "DataFrame":
+    return map_points(_atlas(folder, changed), layout)
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _map_figure(
+    folder: str,
+    layout: str,
+    color: str,
+    outline: Outline,
+    ringed: int | None,
+    dark: bool,  # noqa: ARG001 - what `themed` looks at
+    changed: float,
+) -> "Figure":
+    return style.themed(
+        latent_map(_points(folder, layout, changed), layout, color, outline, ringed)
+    )
 
 
 @st.cache_resource(show_spinner="Comparing …", max_entries=16)
@@ -144,3 +198,24 @@ def _model(source: str) -> LanguageModel:
 def _prompt(name: str, text: str, changed: float) -> PromptReading:  # noqa: ARG001
     with model_lock:
         return read_prompt(dictionary(name), model(name), text)
+
+
+@st.cache_data(show_spinner=False, max_entries=256)
+def _effects(name: str, text: str, position: int, target: int, changed: float) -> DirectEffects:
+    reading = _prompt(name, text, changed)
+    with model_lock:
+        return direct_effects(reading, dictionary(name), model(name), position, target)
+
+
+@st.cache_data(show_spinner="Running the model twice …", max_entries=64)
+def _steered(
+    name: str,
+    how: str,
+    pushes: tuple[tuple[int, float], ...],
+    text: str,
+    n_tokens: int,
+    changed: float,  # noqa: ARG001
+) -> SideBySide:
+    with model_lock:
+        edits = interventions(dictionary(name), how, pushes)
+        return side_by_side(model(name), edits, text, max_new_tokens=n_tokens)

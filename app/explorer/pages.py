@@ -26,6 +26,9 @@ PAGES = {
     "prompt": st.Page(
         _VIEWS / "prompt.py", title="Prompt", icon=":material/short_text:", url_path="prompt"
     ),
+    "steering": st.Page(
+        _VIEWS / "steering.py", title="Steering", icon=":material/tune:", url_path="steering"
+    ),
     "compare": st.Page(
         _VIEWS / "compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"
     ),

@@ -4,11 +4,24 @@ Tokens come from models and corpora, so every one is escaped before it enters a 
 contain, a script or Markdown or a reversed line, is shown and never acted on.
 """
 
+import difflib
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["chip", "chips", "examples", "plain", "safe", "shown", "strip", "token"]
+__all__ = [
+    "bar",
+    "chip",
+    "chips",
+    "differing",
+    "examples",
+    "plain",
+    "safe",
+    "shown",
+    "strip",
+    "token",
+]
 
 SHADE = 0.62
 """Opacity of the background at a latent's own maximum; in between it is linear."""
@@ -86,6 +99,36 @@ def chip(text: str, value: float, top: float, tip: str) -> str:
 def chips(inside: Sequence[str]) -> str:
     """Several, in a line that wraps."""
     return f'<div class="sl sl-chips">{"".join(inside)}</div>'
+
+
+def differing(one: str, other: str) -> tuple[str, str]:
+    """Two texts as HTML, with the words that the other does not have in that place marked.
+
+    >>> differing("a b c", "a x c")
+    ('a <mark>b</mark> c', 'a <mark>x</mark> c')
+    """
+    words = [re.findall(r"\S+|\s+", some) for some in (one, other)]
+    parts: tuple[list[str], list[str]] = ([], [])
+    for kind, *places in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+        for side, (start, stop) in enumerate((places[:2], places[2:])):
+            inside = "".join(_line_ends(word) for word in words[side][start:stop])
+            if inside:
+                parts[side].append(inside if kind == "equal" else f"<mark>{inside}</mark>")
+    return "".join(parts[0]), "".join(parts[1])
+
+
+def bar(change: float) -> str:
+    """A change of a probability as a bar to the left or to the right, as HTML."""
+    share = min(1.0, abs(change)) * 50
+    side = "left" if change > 0 else "right"
+    return (
+        f'<div class="sl-bar{_hue(change)}" role="img" aria-label="{change:+.1%}">'
+        f'<i style="{side}:50%;width:{share:.1f}%"></i><span>{change:+.1%}</span></div>'
+    )
+
+
+def _line_ends(words: str) -> str:
+    return "<br>".join(safe(line) for line in words.split("\n"))
 
 
 def _hue(value: float) -> str:

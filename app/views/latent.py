@@ -61,4 +61,6 @@ with right:
                 style.themed(logit_figure(card.logit_histogram)), theme=None, key="logit"
             )
     latent_panels.notes(atlas, card)
+    if card.count:
+        pages.link("steering", "Steer with it", run=name, push=f"{latent}:{card.max:.3g}")
     pages.link("prompt", "See what fires on a text of yours", run=name)

@@ -1,9 +1,7 @@
 """What is in here? Every latent of a dictionary, to filter, sort and map."""
 
 import streamlit as st
-from explorer import address, loaders, pages, panels, style, text
-
-from saelab.atlas_figures import latent_map
+from explorer import address, loaders, map_panel, pages, panels, text
 
 name = address.text("run")
 st.title("Latents")
@@ -48,29 +46,34 @@ often = bar[1].selectbox("Fires on", list(HOW_OFTEN), key="often", bind="query-p
 sort = bar[2].selectbox("Sorted by", list(SORTS), key="sort", bind="query-params")
 starred = bar[3].toggle("Starred", key="starred", bind="query-params")
 
-conditions = []
+left, right = st.columns([0.56, 0.44], gap="medium")
+with right:
+    layout, color = map_panel.controls(atlas)
+    map_panel.show(name, atlas, layout, color)
+
+conditions, parameters = [], []
 if HOW_OFTEN.get(often or "any"):
     conditions.append(str(HOW_OFTEN[often]))
 if starred:
     conditions.append("starred")
 hits = atlas.search(find, limit=400) if find else []
-if find:
-    conditions.append(f"latent IN ({', '.join(str(int(hit.latent)) for hit in hits) or '-1'})")
-box = st.session_state.get("map", {}).get("selection", {}).get("points", [])
-if box:
-    conditions.append(f"latent IN ({', '.join(str(int(p['customdata'][0])) for p in box)})")
+on_map = map_panel.chosen(name, layout, atlas.d_sae)
+for some in ([hit.latent for hit in hits] if find else None, on_map):
+    if some is not None:
+        conditions.append("latent IN (SELECT unnest(?))")
+        parameters.append(some)
 where = " AND ".join(conditions) or None
-total = atlas.count(where)
+total = atlas.count(where, parameters=parameters)
 n_pages = max(1, -(-total // PER_PAGE))
 page = min(address.integer("page", 1, below=1_000_000) or 1, n_pages)
 
-left, right = st.columns([0.62, 0.38], gap="large")
 with left:
     shown = atlas.latents(
         where,
         SORTS[sort or next(iter(SORTS))],
         PER_PAGE,
         (page - 1) * PER_PAGE,
+        parameters=parameters,
     )
     columns = {
         "latent": "latent",
@@ -90,25 +93,20 @@ with left:
         on_select="rerun",
         selection_mode="single-row",
         height=620,
-        key=f"table {where} {sort} {page}",
+        key=f"table {where} {find} {len(on_map or [])} {sort} {page}",
         column_config={
             "fires on": st.column_config.NumberColumn(format="percent"),
             "peak": st.column_config.NumberColumn(format="%.2f"),
-            "label": st.column_config.TextColumn(width="medium"),
+            "latent": st.column_config.NumberColumn(width=60),
+            "label": st.column_config.TextColumn(width=180),
         },
     )
-    st.html(f'<div class="sl sl-small">{total:,} latents; pick one to open it.</div>')
+    chosen_there = " chosen on the map" if on_map is not None else ""
+    st.html(f'<div class="sl sl-small">{total:,} latents{chosen_there}; pick one to open it.</div>')
+    if on_map is not None:
+        st.button("Let go of what was chosen on the map", on_click=map_panel.let_go, key="let go")
     if n_pages > 1:
         st.pagination(n_pages, key="page", bind="query-params")
     if chosen["selection"]["rows"]:
         latent = int(table.iloc[chosen["selection"]["rows"][0]]["latent"])
         pages.go("latent", run=name, latent=latent)
-with right:
-    figure = style.themed(latent_map(loaders.latents(name)))
-    st.plotly_chart(
-        figure, theme=None, key="map", on_select="rerun", selection_mode=("box", "lasso")
-    )
-    st.html(
-        '<div class="sl sl-small">Every latent that fires: how often against how strongly. Draw a '
-        "box or a lasso to filter the table; double-click to let go.</div>"
-    )

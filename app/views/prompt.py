@@ -1,7 +1,7 @@
 """What does the dictionary see in a text of yours?"""
 
 import streamlit as st
-from explorer import address, loaders, panels, style, text
+from explorer import address, loaders, panels, prompt_panels, style, text
 
 from saelab.atlas_figures import prompt_figure
 
@@ -13,8 +13,8 @@ if not name:
 summary = loaders.run(name)
 panels.lead(
     f"The strongest latents of {text.safe(summary.hook)} of {text.safe(summary.model)} on every "
-    "token of a text. Choose a token to list its latents; each row of the strip is shaded on its "
-    "own maximum."
+    "token of a text; each row of the strip is shaded on its own maximum. Choose a token to see "
+    "its latents, and what each adds to the next one."
 )
 with st.form("prompt", border=False):
     words = st.text_area(
@@ -45,11 +45,17 @@ def named(latent: int) -> str:
 figure = prompt_figure(
     reading.tokens[reading.first :],
     [(named(latent), reading.over_text(latent)[reading.first :]) for latent, *_ in ranked],
+    reading.error_share[reading.first :].tolist(),
 )
 st.plotly_chart(style.themed(figure), theme=None, key="strip")
+missed = reading.error_share[reading.first :]
+st.html(
+    f'<div class="sl sl-small">Under the strip: the share of each token that the dictionary '
+    f"misses, {float(missed.mean()):.1%} on average.</div>"
+)
 
 options = list(range(reading.first, n))
-asked = address.integer("token", reading.first, below=max(n, 1))
+asked = address.integer("token", n - 1, below=10**6)  # a new text may be shorter
 token = st.pills(
     "Token",
     options,
@@ -59,32 +65,11 @@ token = st.pills(
 )
 if token is None:
     st.stop()
-left, right = st.columns([0.6, 0.4], gap="large")
-with left:
-    panels.heading("Its latents", "by their share of the token's code")
-    rows = [
-        [
-            panels.latent_link(one.latent, name),
-            text.safe(labels.get(one.latent, "")),
-            f"{one.value:+.3g}",
-            f"{one.share:.1%}",
-        ]
-        for one in reading.strongest(token, 16)
-    ]
-    panels.table(["latent", "label", "activation", "share"], rows, {2, 3})
+st.query_params["token"] = str(token)
+left, right = st.columns([0.62, 0.38], gap="large")
 with right:
-    panels.heading("What the model expects next")
-    expected = zip(
-        reading.next_tokens[token], reading.next_probabilities[token].tolist(), strict=True
-    )
-    panels.table(
-        ["token", "probability"],
-        [[f"<bdi>{text.shown(word)}</bdi>", f"{share:.1%}"] for word, share in expected],
-        {1},
-    )
-    panels.heading("What the dictionary misses")
-    missed = float(reading.error_share[token])
-    whole = float(reading.error_share[reading.first :].mean())
-    panels.stats(
-        [("of this token's activation", f"{missed:.1%}"), ("mean over the text", f"{whole:.1%}")]
-    )
+    target = prompt_panels.target(reading, token)
+    prompt_panels.expected(reading, token)
+    prompt_panels.error_of(reading, token)
+with left:
+    prompt_panels.latents_of(name, words, reading, token, target, labels)

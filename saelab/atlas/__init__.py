@@ -10,27 +10,27 @@ atlas.annotate(123, label="talk of war", starred=True)
 
 from saelab.atlas.annotations import Annotations
 from saelab.atlas.building import build_atlas
-from saelab.atlas.cards import (
+from saelab.atlas.cards import LatentCard, TailCard
+from saelab.atlas.comparing import Comparison
+from saelab.atlas.config import AtlasConfig
+from saelab.atlas.decoder_map import MapConfig, make_map
+from saelab.atlas.endpoint import Endpoint
+from saelab.atlas.explaining import ExplainConfig, explain, explain_cost
+from saelab.atlas.loss_effects import measure_loss_effects
+from saelab.atlas.neuronpedia import FeaturePanel, load_batches
+from saelab.atlas.opened import Atlas
+from saelab.atlas.records import (
     Annotation,
     Cooccurring,
     Example,
     Histogram,
     Interval,
     Label,
-    LatentCard,
     Neighbor,
     ProfileEntry,
     SearchHit,
-    TailCard,
     TokenEffect,
 )
-from saelab.atlas.comparing import Comparison
-from saelab.atlas.config import AtlasConfig
-from saelab.atlas.endpoint import Endpoint
-from saelab.atlas.explaining import ExplainConfig, explain, explain_cost
-from saelab.atlas.loss_effects import measure_loss_effects
-from saelab.atlas.neuronpedia import FeaturePanel, load_batches
-from saelab.atlas.opened import Atlas
 from saelab.atlas.schemas import TABLES
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Interval",
     "Label",
     "LatentCard",
+    "MapConfig",
     "Neighbor",
     "ProfileEntry",
     "SearchHit",
@@ -58,5 +59,6 @@ __all__ = [
     "explain",
     "explain_cost",
     "load_batches",
+    "make_map",
     "measure_loss_effects",
 ]

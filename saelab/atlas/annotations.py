@@ -1,39 +1,31 @@
-"""What do people say about latents? Labels, notes and stars, in a file no rebuild touches.
-
-SQLite lets several processes write it at once: each change is one transaction, and a writer waits
-for another for up to ten seconds.
-"""
+"""What do people say about latents? Labels, notes and stars, in a file no rebuild touches."""
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-from saelab.atlas.cards import Annotation
-from saelab.errors import CheckpointError, ConfigError, FormatError
+from saelab.atlas.records import Annotation
+from saelab.atlas.written import Written, now
+from saelab.errors import ConfigError, FormatError
 from saelab.files import write_json
 
-__all__ = ["Annotations", "connected"]
+__all__ = ["Annotations"]
 
 FORMAT = "saelab.annotations"
 FORMAT_VERSION = 1
-WAIT_SECONDS = 10.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS annotations (
     latent INTEGER NOT NULL, sign INTEGER NOT NULL, label TEXT NOT NULL, note TEXT NOT NULL,
     starred INTEGER NOT NULL, author TEXT NOT NULL, updated TEXT NOT NULL,
     PRIMARY KEY (latent, sign)
 );
-CREATE TABLE IF NOT EXISTS revisions (number INTEGER PRIMARY KEY AUTOINCREMENT);
 """
 
 
 @final
-class Annotations:
+class Annotations(Written):
     """The annotations of one dictionary.
 
     Args:
@@ -41,8 +33,11 @@ class Annotations:
         d_sae: How many latents there are.
     """
 
+    schema = _SCHEMA
+
     def __init__(self, path: str | Path, d_sae: int) -> None:
-        self.path, self.d_sae = Path(path), d_sae
+        super().__init__(path)
+        self.d_sae = d_sae
 
     def write(
         self,
@@ -67,7 +62,7 @@ class Annotations:
             ).fetchone()
             old = asdict(_annotation(found)) if found else {"latent": latent, "sign": sign}
             changed = {name: value for name, value in given.items() if value is not None}
-            new = Annotation(**{**old, **changed, "author": author, "updated": _now()})
+            new = Annotation(**{**old, **changed, "author": author, "updated": now()})
             _store(connection, new)
         return new
 
@@ -84,11 +79,6 @@ class Annotations:
         """Everything, by latent."""
         query = "SELECT * FROM annotations ORDER BY latent, abs(sign), -sign"
         return [_annotation(row) for row in self._read(query)]
-
-    def revision(self) -> int:
-        """A number that grows with every change, whoever makes it; 0 if nothing was written."""
-        found = self._read("SELECT max(number) FROM revisions")
-        return int(found[0][0] or 0) if found else 0
 
     def remove(self, latent: int, sign: int = 0) -> None:
         """Forget what is written about a latent or a side."""
@@ -168,49 +158,6 @@ class Annotations:
         if sign not in (-1, 0, 1):
             raise ConfigError(f"sign={sign} must be 1, -1, or 0 for the latent as a whole.")
 
-    def _read(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple]:
-        if not self.path.exists():
-            return []
-        with connected(self.path) as connection:
-            return connection.execute(query, parameters).fetchall()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with connected(self.path, _SCHEMA) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("INSERT INTO revisions DEFAULT VALUES")
-            connection.execute("COMMIT")
-
-
-@contextmanager
-def connected(path: Path, schema: str | None = None) -> Iterator[sqlite3.Connection]:
-    """A connection for a moment; what was begun and not committed is undone when it ends.
-
-    Args:
-        path: The SQLite file.
-        schema: Makes the file and its tables where they are missing; None only reads.
-
-    Raises:
-        CheckpointError: The file is damaged, or another process holds it for too long.
-    """
-    if schema is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    connection = None
-    try:
-        connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
-        if schema is not None:
-            connection.executescript(schema)
-        yield connection
-    except sqlite3.DatabaseError as error:
-        raise CheckpointError(
-            f"{path} cannot be used ({error}). If another process is writing it, try again; if it "
-            "is damaged, restore it from a copy, or move it away to start anew."
-        ) from None
-    finally:
-        if connection is not None:
-            connection.close()
-
 
 def _annotation(row: tuple) -> Annotation:
     names = [field.name for field in fields(Annotation)]
@@ -223,7 +170,3 @@ def _store(connection: sqlite3.Connection, one: Annotation) -> None:
         "INSERT OR REPLACE INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?)",
         tuple(asdict(one).values()),
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from saelab.atlas.cards import Example, TailCard
+from saelab.atlas.cards import TailCard
 from saelab.atlas.endpoint import Asker, Cost, CountingAsker, Endpoint, HttpAsker, Messages
 from saelab.atlas.explanations import Explanations
+from saelab.atlas.records import Example
 from saelab.atlas.scoring import SCORERS, Score, Tested
 from saelab.atlas.windows_shown import active_tokens, split_examples, written_example
 from saelab.errors import ConfigError

@@ -5,14 +5,9 @@ twice, and a rebuild of the atlas loses nothing that was paid for.
 """
 
 import json
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, final
 
-from saelab.atlas.annotations import connected
+from saelab.atlas.written import Written, now
 
 __all__ = ["Explanations"]
 
@@ -30,22 +25,20 @@ CREATE TABLE IF NOT EXISTS scores (
     scorer TEXT NOT NULL, judge TEXT NOT NULL, value REAL, details TEXT NOT NULL,
     updated TEXT NOT NULL, PRIMARY KEY (latent, sign, method, model, scorer, judge)
 );
-CREATE TABLE IF NOT EXISTS revisions (number INTEGER PRIMARY KEY AUTOINCREMENT);
 """
 _SHOWN = ("detection", "fuzzing", "simulation", "output")
 """Which score stands beside a description: the first of these that it has."""
 
 
 @final
-class Explanations:
+class Explanations(Written):
     """The explanations of one dictionary.
 
     Args:
         path: The SQLite file; made at the first write.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    schema = _SCHEMA
 
     def reply(self, key: str) -> str | None:
         """The reply to a request, if it was ever answered."""
@@ -56,7 +49,7 @@ class Explanations:
         """Keep a reply and how many tokens it cost."""
         with self._writing() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", (key, reply, *used, _now())
+                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", (key, reply, *used, now())
             )
 
     def keep(self, latent: int, sign: int, method: str, model: str, text: str) -> None:
@@ -64,7 +57,7 @@ class Explanations:
         with self._writing() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO explanations VALUES (?, ?, ?, ?, ?, ?)",
-                (latent, sign, method, model, text, _now()),
+                (latent, sign, method, model, text, now()),
             )
 
     def keep_score(
@@ -76,7 +69,7 @@ class Explanations:
         details: dict[str, Any],
     ) -> None:
         """Keep how well a description (latent, sign, method, model) does."""
-        row = (*explained, scorer, judge, value, json.dumps(details), _now())
+        row = (*explained, scorer, judge, value, json.dumps(details), now())
         with self._writing() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
@@ -108,26 +101,3 @@ class Explanations:
         )
         found = [dict(zip(names, row, strict=True)) for row in rows]
         return [{**one, "details": json.loads(one["details"])} for one in found]
-
-    def revision(self) -> int:
-        """A number that grows with every change; 0 if nothing was written."""
-        found = self._read("SELECT max(number) FROM revisions")
-        return int(found[0][0] or 0) if found else 0
-
-    def _read(self, query: str, parameters: tuple = ()) -> list[tuple]:
-        if not self.path.exists():
-            return []
-        with connected(self.path) as connection:
-            return connection.execute(query, parameters).fetchall()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with connected(self.path, _SCHEMA) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("INSERT INTO revisions DEFAULT VALUES")
-            connection.execute("COMMIT")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")

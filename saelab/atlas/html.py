@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from saelab.atlas.cards import Example, LatentCard, TailCard
+from saelab.atlas.cards import LatentCard, TailCard
+from saelab.atlas.records import Example
 from saelab.errors import ConfigError
 from saelab.files import write_bytes
 from saelab.latent_page import latent_page

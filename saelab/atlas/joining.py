@@ -17,7 +17,7 @@ from saelab.atlas.corpus_windows import CorpusWindows
 from saelab.atlas.directions import logit_shapes, written
 from saelab.atlas.manifest import FORMAT_VERSION, MANIFEST
 from saelab.atlas.parquet import join_parts, table_of, write_table
-from saelab.atlas.schemas import TABLES
+from saelab.atlas.schemas import OPTIONAL, TABLES
 from saelab.atlas.spelling import Spelling, storable
 from saelab.files import provenance, read_json, write_json, write_tensors
 from saelab.models import LanguageModel
@@ -65,6 +65,8 @@ def join(made: Made, parts: Mapping[str, Sequence[Path]]) -> None:
     """
     folder = made.folder
     (folder / MANIFEST).unlink(missing_ok=True)  # it is about files that now change
+    for name in OPTIONAL:  # of the latents that fired in another text
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
     files: dict[str, Any] = {}
     for name, some in parts.items():
         files[f"{name}.parquet"] = join_parts(folder / f"{name}.parquet", name, some)

@@ -2,6 +2,7 @@
 
 - `atlas.json`: what it is about, and the SHA-256 of every file; written last;
 - `latents.parquet` and the other tables (see `schemas`);
+- `decoder_map.parquet`: where each latent lies on the map, once `saelab map` made one;
 - `decoder.safetensors`: unit decoder directions, float16;
 - `codes/`: sparse codes by shard, if they were kept;
 - `dictionary.json`: which dictionary it is of, from the first moment on;
@@ -17,7 +18,7 @@ from typing import Any
 
 from saelab.atlas.config import AtlasConfig
 from saelab.errors import CheckpointError, ConfigError
-from saelab.files import read_json, write_json
+from saelab.files import read_json, sha256_of, write_json
 from saelab.models import LanguageModel
 from saelab.models.identity import hash_of_tensors
 from saelab.sae import SAE
@@ -27,6 +28,7 @@ __all__ = [
     "MANIFEST",
     "PEOPLE",
     "WORK",
+    "check_files",
     "identity_of",
     "key_of",
     "read_manifest",
@@ -81,6 +83,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if missing := [name for name in ("about", "files", "identity") if name not in manifest]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was altered. Build it again.")
     return manifest
+
+
+def check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
+    """Compare what is in the folder with what was written.
+
+    Args:
+        folder: Of the atlas.
+        files: Bytes and SHA-256 by name.
+        verify: Hash every file, and not only compare sizes.
+
+    Raises:
+        CheckpointError: A file is missing, truncated or altered.
+    """
+    for name, record in files.items():
+        path = folder / name
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} is missing. Build the atlas again: delete atlas.json first."
+            )
+        if path.stat().st_size != record["bytes"] or (
+            verify and sha256_of(path) != record["sha256"]
+        ):
+            raise CheckpointError(
+                f"{path} is not the file that was written (truncated or altered). Build the "
+                "atlas again: delete atlas.json first."
+            )
 
 
 def refuse_other_dictionary(folder: Path, identity: dict[str, Any], rebuild: bool) -> None:

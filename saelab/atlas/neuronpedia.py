@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from saelab.atlas.cards import Example, LatentCard, TailCard
+from saelab.atlas.cards import LatentCard, TailCard
+from saelab.atlas.records import Example
 from saelab.errors import FormatError
 from saelab.files import write_json
 

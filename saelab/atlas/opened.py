@@ -11,15 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.atlas.annotations import Annotations
-from saelab.atlas.cards import Annotation, Example, LatentCard, SearchHit
-from saelab.atlas.manifest import read_manifest
+from saelab.atlas.cards import LatentCard
+from saelab.atlas.manifest import check_files, read_manifest
 from saelab.atlas.parquet import read_table
 from saelab.atlas.reading import CardReader
-from saelab.atlas.schemas import TABLES
+from saelab.atlas.records import Annotation, Example, SearchHit
+from saelab.atlas.schemas import OPTIONAL, TABLES
 from saelab.atlas.searching import search
 from saelab.atlas.tables import AtlasTables
-from saelab.errors import CheckpointError, ConfigError
-from saelab.files import read_tensors, sha256_of
+from saelab.errors import ConfigError
+from saelab.files import read_tensors
 
 if TYPE_CHECKING:
     import pandas
@@ -44,10 +45,14 @@ class Atlas:
         length, effects_missing, has_codes, config, created: JSON-able."""
         self.identity: dict[str, Any] = manifest["identity"]
         """What the tables depend on: dictionary, model, tokens, config."""
+        self.decoder_map: dict[str, Any] | None = manifest.get("map")
+        """How the table decoder_map was made: config, describe, and what came out; None if `saelab
+        map` was not run."""
         self.annotations = Annotations(folder / "annotations.sqlite", self.d_sae)
         """What people wrote."""
         self._files: dict[str, Any] = manifest["files"]
-        self._tables = AtlasTables(folder)
+        made = [name for name in OPTIONAL if f"{name}.parquet" in self._files]
+        self._tables = AtlasTables(folder, made)
         self._lock = threading.Lock()
         self._seen = (-1, -1)
 
@@ -64,17 +69,7 @@ class Atlas:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        for name, record in manifest["files"].items():
-            path = folder / name
-            if not path.exists():
-                raise CheckpointError(f"{path} is missing. Build the atlas again.")
-            if path.stat().st_size != record["bytes"] or (
-                verify and sha256_of(path) != record["sha256"]
-            ):
-                raise CheckpointError(
-                    f"{path} is not the file that was written (truncated or altered). Build the "
-                    "atlas again: delete atlas.json first."
-                )
+        check_files(folder, manifest["files"], verify)
         return cls(folder, manifest)
 
     def __repr__(self) -> str:
@@ -174,7 +169,7 @@ class Atlas:
         Raises:
             ConfigError: There is no such table.
         """
-        if table not in TABLES:
+        if table not in TABLES and f"{table}.parquet" not in self._files:
             raise ConfigError(f"There is no table {table!r}; there are {', '.join(TABLES)}.")
         return read_table(self.folder / f"{table}.parquet")
 
@@ -209,21 +204,7 @@ class Atlas:
             At most `n`; fewer for a latent that fires nearly everywhere.
         """
         self._check(latent)
-        rows = self._tables.rows(
-            "SELECT * FROM windows WHERE number NOT IN (SELECT unnest(fired_windows) FROM tails "
-            "WHERE latent = ? AND sign = ?) ORDER BY hash(number * 1000003 + ?), number LIMIT ?",
-            [latent, sign, seed, n],
-        )
-        return [
-            Example(
-                latent=latent, sign=sign, number=row["number"], token_ids=tuple(row["token_ids"]),
-                tokens=tuple(self.strings(row["token_ids"])),
-                activations=(0.0,) * len(row["token_ids"]), peak=0, strength=0.0, row=row["row"],
-                position=row["position"], document=self._document(row["document"]),
-                cut=(True, True),
-            )
-            for row in rows
-        ]  # fmt: skip
+        return self._reader.random_windows(latent, sign, n, seed)
 
     def compare(self, other: "Atlas", by: str = "auto") -> "Comparison":
         """Match the latents of two dictionaries; see `saelab.atlas.comparing.compare`."""

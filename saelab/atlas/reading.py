@@ -5,17 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, final
 
-from saelab.atlas.cards import (
+from saelab.atlas.cards import LatentCard, TailCard
+from saelab.atlas.records import (
     Annotation,
     Cooccurring,
     Example,
     Histogram,
     Interval,
     Label,
-    LatentCard,
     Neighbor,
     ProfileEntry,
-    TailCard,
     TokenEffect,
 )
 from saelab.atlas.tables import AtlasTables
@@ -99,6 +98,24 @@ class CardReader:
             )
             for sign, mine in _by_sign(rows).items()
         }
+
+    def random_windows(self, latent: int, sign: int, n: int, seed: int) -> list[Example]:
+        """Random stretches of the corpus in which one side of a latent never fires."""
+        rows = self.tables.rows(
+            "SELECT * FROM windows WHERE number NOT IN (SELECT unnest(fired_windows) FROM tails "
+            "WHERE latent = ? AND sign = ?) ORDER BY hash(number * 1000003 + ?), number LIMIT ?",
+            [latent, sign, seed, n],
+        )
+        return [
+            Example(
+                latent=latent, sign=sign, number=row["number"], token_ids=tuple(row["token_ids"]),
+                tokens=tuple(self.strings(row["token_ids"])),
+                activations=(0.0,) * len(row["token_ids"]), peak=0, strength=0.0, row=row["row"],
+                position=row["position"], document=self.documents(row["document"]),
+                cut=(True, True),
+            )
+            for row in rows
+        ]  # fmt: skip
 
     def near_misses(self, latent: int) -> dict[int, tuple[Example, ...]]:
         """By sign, contexts of its own tokens in which it stays silent."""

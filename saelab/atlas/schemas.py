@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["TABLES", "arrow_schema", "arrow_type"]
+__all__ = ["OPTIONAL", "TABLES", "arrow_schema", "arrow_type", "columns_of"]
 
 TABLES: dict[str, dict[str, tuple[str, str]]] = {
     "latents": {
@@ -188,6 +188,20 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Table -> column -> (type, meaning)."""
 
+OPTIONAL: dict[str, dict[str, tuple[str, str]]] = {
+    "decoder_map": {
+        "latent": ("int32", "a latent that fires"),
+        "x": ("float32", "its place on the map of decoder directions, -1 to 1"),
+        "y": ("float32", "its place on the map, -1 to 1"),
+    },
+}
+"""Tables that are made after the atlas, by `saelab map`; empty until then."""
+
+
+def columns_of(table: str) -> dict[str, tuple[str, str]]:
+    """Column -> (type, meaning) of a table of either kind."""
+    return TABLES[table] if table in TABLES else OPTIONAL[table]
+
 
 def arrow_type(name: str) -> "pyarrow.DataType":
     """The Arrow type of a name used in `TABLES`."""
@@ -203,4 +217,4 @@ def arrow_schema(table: str) -> "pyarrow.Schema":
     """The Arrow schema of a table."""
     import pyarrow as pa
 
-    return pa.schema([(name, arrow_type(kind)) for name, (kind, _) in TABLES[table].items()])
+    return pa.schema([(name, arrow_type(kind)) for name, (kind, _) in columns_of(table).items()])

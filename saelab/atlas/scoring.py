@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from saelab.atlas.cards import Example, TailCard
+from saelab.atlas.cards import TailCard
 from saelab.atlas.endpoint import Asker, Messages
+from saelab.atlas.records import Example
 from saelab.atlas.windows_shown import (
     Judgement,
     active_tokens,

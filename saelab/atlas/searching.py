@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from saelab.atlas.cards import SearchHit
+from saelab.atlas.records import SearchHit
 from saelab.atlas.tables import AtlasTables
 
 __all__ = ["search"]

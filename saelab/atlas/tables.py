@@ -5,7 +5,7 @@ only the atlas's own tables, and cannot change the settings.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -50,14 +50,15 @@ class AtlasTables:
 
     Args:
         folder: Where the Parquet files are.
+        made: Which of the optional tables there are.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, made: Collection[str] = ()) -> None:
         import duckdb
 
         self.folder = folder
         self._lock = threading.Lock()
-        paths = {name: folder / f"{name}.parquet" for name in TABLES}
+        paths = {name: folder / f"{name}.parquet" for name in (*TABLES, *made)}
         self._connection = duckdb.connect(":memory:")
         execute = self._connection.execute
         execute("SET threads = 2")
@@ -71,6 +72,8 @@ class AtlasTables:
                 f"A table of the atlas in {folder} cannot be read: {_first_line(error)} Build the "
                 "atlas again."
             ) from None
+        if "decoder_map" not in made:
+            execute("CREATE TABLE decoder_map (latent INTEGER, x FLOAT, y FLOAT)")
         execute(
             "CREATE TABLE annotations (latent INTEGER, sign TINYINT, label VARCHAR, note VARCHAR, "
             "starred BOOLEAN, author VARCHAR, updated VARCHAR)"

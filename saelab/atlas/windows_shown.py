@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from saelab.atlas.cards import Example, TailCard
+from saelab.atlas.cards import TailCard
+from saelab.atlas.records import Example
 
 __all__ = [
     "Judgement",

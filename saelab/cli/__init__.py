@@ -1,7 +1,7 @@
 """The command line: one verb each, one line and exit status 2 for a user's error.
 
-    saelab quickstart · plan · harvest · train · sweep · evaluate · atlas · pareto · explore ·
-    import · export · doctor
+    saelab quickstart · plan · harvest · train · sweep · evaluate · atlas · map · explain ·
+    steer · trace · pareto · explore · import · export · doctor
 
 A `SaelabError` is the user's to mend and becomes one line; any other exception is a bug of ours
 and keeps its traceback.
@@ -11,7 +11,19 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from saelab.cli import atlas, data, dictionaries, exploring, importing, start, sweeping, training
+from saelab.cli import (
+    atlas,
+    data,
+    dictionaries,
+    explaining,
+    exploring,
+    importing,
+    start,
+    steering,
+    sweeping,
+    tracing,
+    training,
+)
 from saelab.cli.flags import Parser, parse
 from saelab.cli.outcomes import USER_ERROR, run
 from saelab.cli.verbs import Verb, say
@@ -29,6 +41,10 @@ VERBS: dict[str, Verb] = {
         sweeping.SWEEP,
         dictionaries.EVALUATE,
         atlas.ATLAS,
+        atlas.MAP,
+        explaining.EXPLAIN,
+        steering.STEER,
+        tracing.TRACE,
         sweeping.PARETO,
         exploring.EXPLORE,
         importing.IMPORT,

@@ -1,10 +1,11 @@
-"""The verb that looks at every latent of a run and keeps what it finds: `atlas`."""
+"""The verbs that look at every latent of a run, and draw a map of them: `atlas` and `map`."""
 
 import argparse
 from pathlib import Path
 
 from saelab import tokens
-from saelab.atlas import Atlas, AtlasConfig, build_atlas
+from saelab.atlas import Atlas, AtlasConfig, MapConfig, build_atlas, make_map
+from saelab.atlas.decoder_map import FEWEST
 from saelab.cli.flags import add_flags, from_flags
 from saelab.cli.progress import ProgressBar, Working
 from saelab.cli.verbs import Verb, add_text, opened_model, say, text_source
@@ -15,7 +16,7 @@ from saelab.run_folders import HarvestSource, dictionary_of, held_out_of, store_
 from saelab.store import ActivationStore
 from saelab.tokens import Tokens
 
-__all__ = ["ATLAS"]
+__all__ = ["ATLAS", "MAP"]
 
 N_SHOWN = 5
 
@@ -55,6 +56,8 @@ def _atlas(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.out or arguments.run / "atlas"
     with ProgressBar("Building the atlas", unit="part") as bar:
         atlas = build_atlas(sae, model, text, folder, config, bar, rebuild=arguments.rebuild)
+    if atlas.decoder_map is None and atlas.count("count > 0") >= FEWEST:
+        atlas = make_map(atlas, MapConfig(method="pca"))  # a second's work, and no other package
     _report(atlas)
 
 
@@ -109,4 +112,31 @@ ATLAS = Verb(
     example="saelab atlas runs/topk --max-tokens 100_000",
     add_flags=_add_atlas,
     run=_atlas,
+)
+
+
+def _add_map(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run folder with an atlas, or an atlas's folder")
+    add_flags(parser, MapConfig)
+
+
+def _map(arguments: argparse.Namespace) -> None:
+    config = from_flags(MapConfig, arguments)
+    run: Path = arguments.run
+    atlas = Atlas.open(run if (run / "atlas.json").exists() else run / "atlas")
+    name = "Making the map"
+    with Working(name) as clock, ProgressBar(name, unit="latent", replaces=clock) as bar:
+        atlas = make_map(atlas, config, bar)
+    about = atlas.decoder_map or {}
+    share = f", {about['explained']:.1%} of their variance" if "explained" in about else ""
+    say(f"{atlas.folder}: {about['describe']}{share}; {len(atlas.arrow('decoder_map')):,} latents.")
+    say("Next: saelab explore shows it on the page of the latents.")
+
+
+MAP = Verb(
+    name="map",
+    summary="Draw a map of an atlas's latents on which those of similar directions lie together.",
+    example="saelab map runs/topk --method umap",
+    add_flags=_add_map,
+    run=_map,
 )

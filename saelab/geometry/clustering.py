@@ -98,7 +98,7 @@ def _clusters(
     start = np.random.default_rng(seed).standard_normal(n)
     tolerance: Any = 1e-6  # typed as int by mistake
     _, vectors = eigsh(operator, k=n_clusters, which="LA", v0=start, tol=tolerance)
-    means = KMeans(n_clusters, n_init=10, random_state=seed)
+    means = KMeans(n_clusters, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
     return _by_size(torch.from_numpy(means.fit_predict(vectors / root[:, None])).long())
 
 

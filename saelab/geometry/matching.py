@@ -185,11 +185,11 @@ def match(
     """
     a, b = checked_directions(a, 1).cpu(), checked_directions(b, 1).cpu()
     _same_width(a, b)
-    method = _chosen(method, len(a) * len(b))
+    chosen = _chosen(method, len(a) * len(b))
     generator = torch.Generator().manual_seed(seed)
 
     def matched(other: Tensor) -> tuple[Tensor, Tensor]:
-        if method == "hungarian":
+        if chosen == "hungarian":
             return _hungarian(a @ other.T, signed)
         return _greedy(a, other, signed)
 

@@ -177,7 +177,7 @@ def _pruning(values: dict[str, Any]) -> Pruning:
             numbers = [one[1] for one in value] if name == "dropped" else value
         else:
             made[name] = value
-            numbers = [] if value is None and name in _MAY_BE_NONE else [value]
+            numbers: list[Any] = [] if value is None and name in _MAY_BE_NONE else [value]
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ValueError(f"pruning has {name} {value!r}")
     return Pruning(**made)

@@ -7,12 +7,13 @@ load_model()  ->  LanguageModel (protocol.py)
 
 from saelab.models.identity import ModelIdentity
 from saelab.models.loading import load_model, sensible_device, sensible_dtype
-from saelab.models.protocol import Edit, LanguageModel
+from saelab.models.protocol import Edit, LanguageModel, PositionEdit
 
 __all__ = [
     "Edit",
     "LanguageModel",
     "ModelIdentity",
+    "PositionEdit",
     "load_model",
     "sensible_device",
     "sensible_dtype",

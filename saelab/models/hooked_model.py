@@ -13,7 +13,7 @@ from saelab.errors import ConfigError, DataError, HookPointError, ModelError, Sh
 from saelab.hook_points import HookPoint, HookTable
 from saelab.models.hooking import Place, RowShape, edited, read, watched
 from saelab.models.identity import ModelIdentity
-from saelab.models.protocol import Edit
+from saelab.models.protocol import Edit, PositionEdit
 from saelab.models.text import TextCodec, special_ids
 
 __all__ = ["HookedModel"]
@@ -68,7 +68,8 @@ class HookedModel(ABC):
         self._end_token_ids = end_token_ids
         self._text = TextCodec(name, tokenizer)
         self._shape: RowShape = (0, 0)
-        self._n_edits = 0
+        self._start = 0
+        self._edits: list[Edit] = []
         self._identity: ModelIdentity | None = None
 
     def __repr__(self) -> str:
@@ -159,12 +160,12 @@ class HookedModel(ABC):
         """Within the block, put fn(activation) in place of each activation; always restored."""
         points = {name: self.hook_point(name) for name in edits}
         places = {n: (self._place(point), edits[n]) for n, point in points.items()}
-        with edited(places, lambda: self._shape):
-            self._n_edits += 1
+        with edited(places, lambda: self._shape, lambda: self._start):
+            self._edits += edits.values()
             try:
                 yield
             finally:
-                self._n_edits -= 1
+                del self._edits[len(self._edits) - len(edits) :]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with no BOS or other special token added."""
@@ -207,9 +208,10 @@ class HookedModel(ABC):
     ) -> Int[Tensor, "row longer"]:
         """Continue each row greedily until its end token.
 
-        Keys and values of earlier positions are kept between steps where the model can do so and
-        nothing is edited. Inside `editing` every step runs the whole row, so that an edit always
-        sees [row, pos, d] from position 0 on and can tell the positions apart.
+        Keys and values of earlier positions are kept between steps where the model can do so.
+        Inside `editing`, that takes edits that say how they treat each position (`PositionEdit`):
+        what a step runs again starts where the longer row is edited differently. With any other
+        edit every step runs the whole row, so that it always sees [row, pos, d] from position 0.
         """
         tokens, _ = self._checked(tokens, None)
         if self.n_ctx is not None and tokens.shape[1] + max_new_tokens > self.n_ctx:
@@ -217,23 +219,37 @@ class HookedModel(ABC):
                 f"{tokens.shape[1]} tokens and {max_new_tokens} new ones exceed the "
                 f"{self.n_ctx} tokens {self.name} can hold. Ask for fewer, or shorten the prompt."
             )
-        step, cache = tokens, None
+        cache = None
         ended = torch.zeros(len(tokens), dtype=torch.bool, device=self.device)
         ends = torch.tensor(sorted(self._end_token_ids), device=self.device, dtype=torch.long)
-        for _ in range(max_new_tokens):
-            self._shape = (step.shape[0], step.shape[1])
-            keep = self._n_edits == 0
-            output = self._forward(step, None, with_logits=True, cache=cache, keep_cache=keep)
-            likeliest = self._logits_of(output)[:, -1].argmax(dim=-1)
-            if len(ends):
-                likeliest = torch.where(ended, ends[0], likeliest)
-                ended = ended | torch.isin(likeliest, ends)
-            tokens = torch.cat([tokens, likeliest[:, None].to(tokens.dtype)], dim=1)
-            cache = getattr(output, "past_key_values", None) if keep else None
-            step = tokens if cache is None else tokens[:, -1:]
-            if bool(ended.all()):
-                break
+        try:
+            for _ in range(max_new_tokens):
+                logits, cache = self._step(tokens, cache)
+                likeliest = logits[:, -1].argmax(dim=-1)
+                if len(ends):
+                    likeliest = torch.where(ended, ends[0], likeliest)
+                    ended = ended | torch.isin(likeliest, ends)
+                tokens = torch.cat([tokens, likeliest[:, None].to(tokens.dtype)], dim=1)
+                if bool(ended.all()):
+                    break
+        finally:
+            self._start = 0
         return tokens
+
+    def _step(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits of rows one token longer than `cache`, and the cache that holds them all.
+
+        Runs what the cache does not hold, and what the edits treat otherwise in the longer row.
+        """
+        length = tokens.shape[1]
+        edits = [edit for edit in self._edits if isinstance(edit, PositionEdit)]
+        keep = len(edits) == len(self._edits)
+        held = min((edit.alike(length - 1, length) for edit in edits), default=length - 1)
+        cache, self._start = _cropped(cache, length - 1, held) if cache is not None else (None, 0)
+        step = tokens[:, self._start :]
+        self._shape = (step.shape[0], step.shape[1])
+        output = self._forward(step, None, with_logits=True, cache=cache, keep_cache=keep)
+        return self._logits_of(output), getattr(output, "past_key_values", None) if keep else None
 
     def _checked(
         self, tokens: Tensor, mask: Tensor | None
@@ -328,6 +344,16 @@ class HookedModel(ABC):
     @abstractmethod
     def _identify(self) -> ModelIdentity:
         """Name and hash the model."""
+
+
+def _cropped(cache: Any, length: int, held: int) -> tuple[Any, int]:
+    """A cache of `length` positions cut to its first `held`, and that number; none if it cannot."""
+    if held < length:
+        try:
+            cache.crop(held - length)
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+            return None, 0  # such as a sliding window that has moved on: run the row again
+    return (cache, held) if held else (None, 0)
 
 
 def _never_run(model: str, module: str, hook: str) -> HookPointError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from saelab.errors import ShapeError
+from saelab.models.protocol import PositionEdit
 
 __all__ = ["RowShape", "edited", "read", "watched"]
 
@@ -92,18 +93,23 @@ def watched(places: Mapping[str, Place], shape: RowShape) -> Iterator[dict[str, 
 def edited(
     places: Mapping[str, tuple[Place, Callable[[Tensor], Tensor]]],
     shape: Callable[[], RowShape],
+    start: Callable[[], int] = int,
 ) -> Iterator[None]:
     """Within the block, replace the activation at each place by what its function returns.
 
     Args:
         places: Name -> (module and side, function of the activation [row, pos, d]).
         shape: Rows and positions of the pass being run.
+        start: The position of its first token; beyond 0 only if every edit is a `PositionEdit`.
     """
 
     def visitor(name: str, edit: Callable[[Tensor], Tensor]) -> Visit:
         def visit(activation: Tensor) -> Tensor:
             before = _rows(activation, shape(), name)
-            after = edit(before)
+            if isinstance(edit, PositionEdit):
+                after = edit.from_position(before, start())
+            else:
+                after = edit(before)
             if not isinstance(after, Tensor) or after.shape != before.shape:
                 found = list(after.shape) if isinstance(after, Tensor) else type(after).__name__
                 raise ShapeError(

@@ -1,5 +1,6 @@
 """What does the rest of saelab need from a language model?"""
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
@@ -11,10 +12,36 @@ from torch import Tensor
 from saelab.hook_points import HookPoint
 from saelab.models.identity import ModelIdentity
 
-__all__ = ["Edit", "LanguageModel"]
+__all__ = ["Edit", "LanguageModel", "PositionEdit"]
 
 Edit = Callable[[Tensor], Tensor]
 """Takes the activation [row, pos, d] at a hook point and returns what to put there instead."""
+
+
+class PositionEdit(abc.ABC):
+    """An edit that changes every position by itself, and can be told which positions it is given.
+
+    Inside `editing` with nothing but these, `generate` runs only the new tokens of each step: the
+    keys and values of earlier positions, edited as they were, are still right.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Edit whole rows, from position 0 on."""
+        return self.from_position(x, 0)
+
+    @abc.abstractmethod
+    def from_position(
+        self, x: Float[Tensor, "row pos d"], start: int
+    ) -> Float[Tensor, "row pos d"]:
+        """Edit the end of every row: positions `start` to the last one."""
+
+    @abc.abstractmethod
+    def alike(self, before: int, after: int) -> int:
+        """How many leading positions it edits alike in rows of `before` and of `after` tokens.
+
+        At most the smaller of the two. Less where positions are counted from a row's end: an edit
+        of the last position leaves alone, in a longer row, the one that was last before.
+        """
 
 
 @runtime_checkable
@@ -177,5 +204,6 @@ class LanguageModel(Protocol):
         """Continue each row greedily: the likeliest token each time.
 
         Rows that reach the model's end token are filled with it; the result ends when all have.
+        Inside `editing` with nothing but edits of the kind `PositionEdit` it is as fast as without.
         """
         ...

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import final
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from saelab.errors import ConfigError, ShapeError
-from saelab.models import Edit, LanguageModel
+from saelab.models import LanguageModel, PositionEdit
 from saelab.sae import SAE
 from saelab.same_model import require_same_model
 from saelab.steering.interventions import Clamp, Intervention, Push, Scale, Splice
@@ -17,7 +18,9 @@ __all__ = ["Positions", "ablate", "clamp", "intervene", "scale", "splice", "stee
 
 Positions = slice | Bool[Tensor, "*row pos"] | None
 """Which positions are edited: a slice of them, a mask [pos] or [row, pos] (positions beyond it,
-as in generation, count as True), or None for all but the model's first token."""
+as in generation, count as True), or None for all but the model's first token. `slice(n, None)`
+with n the prompt's length edits what is generated only; `slice(-1, None)` edits the last position
+of every pass, so in generation the newest one and no other."""
 
 
 def steer(
@@ -103,57 +106,92 @@ def intervene(
         raise ConfigError("intervene() was given no intervention.")
     if positions is None:
         positions = slice(0 if model.bos_token_id is None else 1, None)
-    edits: dict[str, list[Edit]] = {}
+    edits: dict[str, list[PositionEdit]] = {}
     for one in interventions:
-        if one.sae.hook is None:
-            raise ConfigError("The dictionary does not say which hook point it reads.")
-        require_same_model(one.sae, model.identity.to_json())
+        if one.dictionary is not None:
+            require_same_model(one.dictionary, model.identity.to_json())
         for hook, edit in _edits(one, positions).items():
             edits.setdefault(hook, []).append(edit)
-    with model.editing({hook: _in_turn(some) for hook, some in edits.items()}):
+    with model.editing({hook: _InTurn(some) for hook, some in edits.items()}):
         yield
 
 
-def _edits(one: Intervention, positions: "slice | Tensor") -> dict[str, Edit]:
+def _edits(one: Intervention, positions: "slice | Tensor") -> dict[str, PositionEdit]:
     """What is done at each hook point: a transcoder is read at one and written at another."""
-    seen: dict[str, Tensor] = {}
+    if one.hook_out == one.hook or not one.needs_input:
+        return {one.hook_out: _Change(one, positions)}
+    look = _Look()
+    return {one.hook: look, one.hook_out: _Change(one, positions, look)}
 
-    def remember(x: Tensor) -> Tensor:
-        seen["read"] = x
+
+@final
+class _Look(PositionEdit):
+    """Changes nothing, and remembers what it saw until the same pass writes."""
+
+    def __init__(self) -> None:
+        self.seen: Tensor | None = None
+
+    def from_position(self, x: Tensor, start: int) -> Tensor:  # noqa: ARG002
+        self.seen = x
         return x
 
-    def change(x: Tensor) -> Tensor:
-        chosen = _chosen(positions, x)
-        read = seen.get("read", x)[chosen]
-        if not len(read):
+    def alike(self, before: int, after: int) -> int:
+        return min(before, after)
+
+
+@final
+class _Change(PositionEdit):
+    """One intervention at the chosen positions."""
+
+    def __init__(
+        self, one: Intervention, positions: "slice | Tensor", look: _Look | None = None
+    ) -> None:
+        self.one, self.positions, self.look = one, positions, look
+
+    def from_position(self, x: Tensor, start: int) -> Tensor:
+        chosen = _chosen(self.positions, len(x), start + x.shape[1], x.device)[:, start:]
+        read = x if self.look is None or self.look.seen is None else self.look.seen
+        if not bool(chosen.any()):
             return x
+        place = torch.arange(start, start + x.shape[1], device=x.device).expand(len(x), -1)
         changed = x.clone()
-        changed[chosen] = one.change(read, x[chosen])
+        changed[chosen] = self.one.change(read[chosen], x[chosen], place[chosen])
         return changed
 
-    out = one.sae.hook_out or one.sae.hook or ""
-    if one.sae.hook_out is not None and one.needs_input:
-        return {one.sae.hook or "": remember, out: change}
-    return {out: change}
+    def alike(self, before: int, after: int) -> int:
+        # Only what a slice counts from the end moves as rows grow; a mask never does.
+        if not isinstance(self.positions, slice):
+            return min(before, after)
+        shorter, longer = (_chosen(self.positions, 1, n)[0] for n in (before, after))
+        shared = min(before, after)
+        return int((shorter[:shared] == longer[:shared]).long().cumprod(0).sum())
 
 
-def _in_turn(edits: Sequence[Edit]) -> Edit:
-    def all_of_them(x: Tensor) -> Tensor:
-        for edit in edits:
-            x = edit(x)
+@final
+class _InTurn(PositionEdit):
+    """Several edits of one place, one after the other."""
+
+    def __init__(self, edits: Sequence[PositionEdit]) -> None:
+        self.edits = edits
+
+    def from_position(self, x: Tensor, start: int) -> Tensor:
+        for edit in self.edits:
+            x = edit.from_position(x, start)
         return x
 
-    return all_of_them
+    def alike(self, before: int, after: int) -> int:
+        return min(edit.alike(before, after) for edit in self.edits)
 
 
-def _chosen(positions: "slice | Tensor", x: Tensor) -> Bool[Tensor, "row pos"]:
-    """The positions of an activation [row, pos, d] that are edited."""
-    rows, length = x.shape[:2]
-    chosen = torch.zeros(rows, length, dtype=torch.bool, device=x.device)
+def _chosen(
+    positions: "slice | Tensor", rows: int, length: int, device: torch.device | None = None
+) -> Bool[Tensor, "row pos"]:
+    """The positions of rows of some length that are edited."""
+    chosen = torch.zeros(rows, length, dtype=torch.bool, device=device)
     if isinstance(positions, slice):
         chosen[:, positions] = True
         return chosen
-    mask = positions.to(x.device).bool()
+    mask = positions.to(chosen.device).bool()
     if mask.ndim not in (1, 2) or (mask.ndim == 2 and len(mask) not in (1, rows)):
         raise ShapeError(
             f"positions has shape {tuple(mask.shape)}; it must be [pos] or [row, pos] with "

@@ -1,4 +1,4 @@
-"""What can be done to a latent while the model runs? Four edits, each a small record.
+"""What can be done to a latent while the model runs? Five edits, each a small record.
 
 With h the activation at the dictionary's hook point, f = encode(h), d_i the decoder direction of
 latent i in the model's units, and the sums over the named latents:
@@ -7,6 +7,7 @@ latent i in the model's units, and the sums over the named latents:
     clamp   h + sum (value_i - f_i) d_i            or (max(value_i, f_i) - f_i) with at_least
     scale   h + sum (factor_i - 1) f_i d_i         0 ablates, -1 turns around
     splice  decode(f)                              the error h - decode(f) is dropped
+    push along  h + strength v                     any direction v, of a dictionary or not
 
 All named latents are read from one code before any is changed. For codes that select, such as
 TopK, f_i is the latent's value in the code as selected, and the others keep theirs: a clamped
@@ -17,36 +18,32 @@ Source: the primitives of Templeton et al. 2024 and of Neuronpedia's steering, w
 
 import abc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.errors import CheckpointError, ConfigError
-from saelab.files import read_json, write_json
+from saelab.errors import ConfigError, ShapeError
 from saelab.sae import SAE
 from saelab.sparse_codes import SparseCodes
+from saelab.steering.directions import Direction, finite, written_by
 
 __all__ = [
     "Clamp",
+    "DictionaryEdit",
     "Intervention",
     "Push",
+    "PushAlong",
     "Scale",
     "Splice",
-    "load_interventions",
-    "save_interventions",
 ]
-
-FORMAT = "saelab-interventions"
-VERSION = 1
 
 
 class Intervention(abc.ABC):
-    """One edit of the activations that one dictionary writes.
+    """One edit of the activations at one hook point: the one a dictionary writes, as a rule.
 
     It changes every position that is edited by itself: nothing depends on other positions.
     """
@@ -55,18 +52,35 @@ class Intervention(abc.ABC):
     """Its name in files."""
     needs_input: ClassVar[bool] = True
     """Whether it looks at what the dictionary reads, and not only at what it writes."""
-    sae: SAE
-    """The dictionary."""
+
+    @property
+    def dictionary(self) -> SAE | None:
+        """The dictionary whose latents it edits, if there is one."""
+        return None
+
+    @property
+    @abc.abstractmethod
+    def hook(self) -> str:
+        """The hook point it reads."""
+
+    @property
+    @abc.abstractmethod
+    def hook_out(self) -> str:
+        """The hook point it writes; the same, except for a transcoder."""
 
     @abc.abstractmethod
     def change(
-        self, read: Float[Tensor, "token d_in"], written: Float[Tensor, "token d_out"]
+        self,
+        read: Float[Tensor, "token d_in"],
+        written: Float[Tensor, "token d_out"],
+        place: Int[Tensor, " token"],
     ) -> Float[Tensor, "token d_out"]:
         """What is put in place of `written`.
 
         Args:
             read: Activations at the dictionary's hook point.
             written: Activations where it writes; the same in an autoencoder.
+            place: The position of each token in its row.
         """
 
     @abc.abstractmethod
@@ -74,8 +88,38 @@ class Intervention(abc.ABC):
         """Kind and numbers, without the dictionary."""
 
 
+class DictionaryEdit(Intervention, abc.ABC):
+    """An edit of what a dictionary makes of the activations."""
+
+    sae: SAE
+    """The dictionary."""
+
+    @property
+    def dictionary(self) -> SAE | None:
+        """The dictionary."""
+        return self.sae
+
+    @property
+    def hook(self) -> str:
+        """The hook point the dictionary reads.
+
+        Raises:
+            ConfigError: It names none.
+        """
+        return self.sae.hook or written_by(self.sae)
+
+    @property
+    def hook_out(self) -> str:
+        """The hook point the dictionary writes.
+
+        Raises:
+            ConfigError: It names none.
+        """
+        return written_by(self.sae)
+
+
 @dataclass(frozen=True, eq=False)
-class _OfLatents(Intervention, abc.ABC):
+class _OfLatents(DictionaryEdit, abc.ABC):
     """An edit with one number for each of some latents."""
 
     sae: SAE
@@ -126,7 +170,7 @@ class Push(_OfLatents):
     kind = "push"
     needs_input = False
 
-    def change(self, read: Tensor, written: Tensor) -> Tensor:  # noqa: ARG002
+    def change(self, read: Tensor, written: Tensor, place: Tensor) -> Tensor:  # noqa: ARG002
         """h + sum strength_i d_i."""
         return self._add(written, self.numbers.expand(len(written), -1))
 
@@ -141,7 +185,7 @@ class Clamp(_OfLatents):
 
     kind = "clamp"
 
-    def change(self, read: Tensor, written: Tensor) -> Tensor:
+    def change(self, read: Tensor, written: Tensor, place: Tensor) -> Tensor:  # noqa: ARG002
         """h + sum (value_i - f_i) d_i."""
         own = activations_of(self.sae.encode(read), self.latents)
         wanted = self.numbers.expand_as(own)
@@ -161,7 +205,7 @@ class Scale(_OfLatents):
 
     kind = "scale"
 
-    def change(self, read: Tensor, written: Tensor) -> Tensor:
+    def change(self, read: Tensor, written: Tensor, place: Tensor) -> Tensor:  # noqa: ARG002
         """h + sum (factor_i - 1) f_i d_i."""
         own = activations_of(self.sae.encode(read), self.latents)
         return self._add(written, (self.numbers - 1) * own)
@@ -169,13 +213,61 @@ class Scale(_OfLatents):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Splice(Intervention):
+class PushAlong(Intervention):
+    """Add strength times a direction, which need not be a latent's."""
+
+    direction: Direction
+    strength: float
+
+    kind = "push_along"
+    needs_input = False
+
+    def __post_init__(self) -> None:
+        finite(self.strength, self.direction.name)
+
+    @property
+    def hook(self) -> str:
+        """Where the direction is added."""
+        return self.direction.hook
+
+    @property
+    def hook_out(self) -> str:
+        """The same."""
+        return self.direction.hook
+
+    def change(self, read: Tensor, written: Tensor, place: Tensor) -> Tensor:  # noqa: ARG002
+        """h + strength v; with a row per position, h + strength v[position]."""
+        vector = self.direction.vector.to(written.device)
+        if vector.shape[-1] != written.shape[-1]:
+            raise ShapeError(
+                f"The direction {self.direction.name!r} is {vector.shape[-1]} wide; activations at "
+                f"{self.hook} are {written.shape[-1]} wide. It belongs to another hook point."
+            )
+        if vector.ndim == 2:
+            inside = place < len(vector)
+            rows = vector[place.clamp(max=len(vector) - 1)]
+            vector = torch.where(inside[:, None], rows, torch.zeros_like(rows))
+        return (written.float() + self.strength * vector).to(written.dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """Kind, strength and how the direction was made; the vector is kept beside."""
+        one = self.direction
+        return {
+            "kind": self.kind,
+            "strength": float(self.strength),
+            "direction": {"name": one.name, "hook": one.hook, "made": dict(one.made)},
+        }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Splice(DictionaryEdit):
     """Put the reconstruction in place of the activation: the error is dropped."""
 
     sae: SAE
     kind = "splice"
 
-    def change(self, read: Tensor, written: Tensor) -> Tensor:
+    def change(self, read: Tensor, written: Tensor, place: Tensor) -> Tensor:  # noqa: ARG002
         """decode(encode(h))."""
         recons = self.sae.decode(self.sae.encode(read), read)
         return recons.to(written.device, written.dtype)
@@ -196,66 +288,3 @@ def activations_of(
     asked: Bool[Tensor, " pair"] = column >= 0
     found[codes.tokens[asked], column[asked]] = codes.values[asked].float()
     return found
-
-
-def save_interventions(path: str | Path, interventions: Sequence[Intervention]) -> None:
-    """Write edits as a small JSON file; dictionaries are named by their hook points, not copied.
-
-    Args:
-        path: Where the file goes.
-        interventions: In the order they are applied.
-    """
-    rows = [
-        {
-            **one.to_json(),
-            "hook": one.sae.hook,
-            "hook_out": one.sae.hook_out,
-            "d_sae": one.sae.d_sae,
-        }
-        for one in interventions
-    ]
-    write_json(Path(path), {"format": FORMAT, "version": VERSION, "interventions": rows})
-
-
-def load_interventions(path: str | Path, saes: Sequence[SAE]) -> list[Intervention]:
-    """Read what `save_interventions` wrote.
-
-    Args:
-        path: The file.
-        saes: Dictionaries; each edit takes the one of its hook points.
-
-    Raises:
-        CheckpointError: The file is not of this format.
-        ConfigError: No dictionary given, or several, fit an edit.
-    """
-    found = read_json(Path(path), "a file of interventions")
-    if found.get("format") != FORMAT or found.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} is not a file of interventions of version {VERSION}: it says "
-            f"{found.get('format')!r}, {found.get('version')!r}."
-        )
-    return [_read(path, row, saes) for row in found.get("interventions", [])]
-
-
-def _read(path: str | Path, row: Mapping[str, Any], saes: Sequence[SAE]) -> Intervention:
-    try:
-        place = (row["hook"], row["hook_out"], row["d_sae"])
-        kind = row["kind"]
-        values = {int(latent): float(value) for latent, value in row.get("values", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} holds an incomplete intervention: {error}.") from None
-    fitting = [sae for sae in saes if (sae.hook, sae.hook_out, sae.d_sae) == place]
-    if len(fitting) != 1:
-        raise ConfigError(
-            f"{path} edits {place[0]} with a dictionary of {place[2]} latents; of the "
-            f"{len(saes)} given, {len(fitting)} fit. Give exactly one."
-        )
-    if kind == Push.kind:
-        return Push(fitting[0], values)
-    if kind == Clamp.kind:
-        return Clamp(fitting[0], values, at_least=bool(row.get("at_least", False)))
-    if kind == Scale.kind:
-        return Scale(fitting[0], values)
-    if kind == Splice.kind:
-        return Splice(fitting[0])
-    raise CheckpointError(f"{path} has an intervention of unknown kind {kind!r}.")
