@@ -28,6 +28,7 @@ SUBSTITUTIONS: dict[str, dict[str, str]] = {
         "blocks.15.hook_resid_post": "blocks.1.hook_resid_post",
         "d_sae=4608, activation=saelab.TopK(32)": "d_sae=64, activation=saelab.TopK(4)",
         '"count > 20"': '"count > 0"',
+        'concept=["war"]': 'concept=["e"]',
         "TrainConfig(tokens=1_500_000, batch_size=2048)": (
             "TrainConfig(tokens=8192, batch_size=512)"
         ),
