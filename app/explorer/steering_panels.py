@@ -143,7 +143,7 @@ def tokens_after(found: SideBySide) -> None:
 def cost(name: str, atlas: Atlas | None, how: str, pushes: Pushes, prompt: str) -> None:
     """Effect and cost against strength, with controls; measured when asked."""
     st.subheader("What does it cost?")
-    with st.form("cost", border=False):
+    with st.form("price", border=False):
         left, right = st.columns([0.75, 0.25], vertical_alignment="bottom")
         words = left.text_input(
             "Words you want more of", _promoted(atlas, pushes), max_chars=300,

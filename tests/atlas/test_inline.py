@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-
 from typing import Any
 
 import pytest
@@ -31,7 +30,14 @@ def tail(sign: int, tokens: tuple[str, ...], values: tuple[float, ...]) -> TailC
         top_rank=0,
     )
     names: dict[str, Any] = dict.fromkeys(TailCard.__dataclass_fields__, ())
-    counted: dict[str, Any] = {"label": "", "n_documents": 1, "count": 3, "density": 0.1, "max": 4.0, "mean": 2.0}
+    counted: dict[str, Any] = {
+        "label": "",
+        "n_documents": 1,
+        "count": 3,
+        "density": 0.1,
+        "max": 4.0,
+        "mean": 2.0,
+    }
     effect = TokenEffect(token_id=3, token=HOSTILE, effect=-0.5)
     known: dict[str, Any] = {
         "sign": sign,
