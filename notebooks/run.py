@@ -66,6 +66,8 @@ def _run(path: Path, small: Path | None) -> None:
     if small is None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times of day
+            if cell.cell_type == "code":  # progress bars and warnings name this machine's folders
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         nbformat.write(notebook, path)
 
 
