@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from saelab.atlas.cards import LatentCard, TailCard
 from saelab.atlas.records import Example, TokenEffect
+from saelab.latents import one_in
 
 __all__ = ["card_html", "tokens_html"]
 
@@ -28,7 +29,8 @@ def card_html(card: LatentCard) -> str:
     if card.dead:
         return f"<div><b>{title}</b><br>It fired on none of {card.n_tokens:,} tokens.</div>"
     density = (
-        f"fires on 1 in {1 / card.density:,.0f} of {card.n_tokens:,} tokens, at most {card.max:.3g}"
+        f"fires on {one_in(card.count, card.n_tokens)} of {card.n_tokens:,} tokens, "
+        f"at most {card.max:.3g}"
     )
     sides = "".join(_side(tail, card) for tail in card.tails if tail.count)
     return (

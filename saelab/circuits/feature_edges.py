@@ -12,7 +12,7 @@ activation does and its latents and skip path do not; a skip path is passed like
 Source: Marks et al. 2025 (arXiv 2403.19647), appendix A.1 and A.3.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from saelab.circuits.feature_effects import EffectsConfig, Metric, rowwise, site
 from saelab.circuits.feature_sites import FeatureNode, FeatureSite, SiteState, check_pairs, states
 from saelab.models import Edit, LanguageModel
 
-__all__ = ["METRIC", "FeatureEdge", "feature_edges", "total_by_source"]
+__all__ = ["METRIC", "FeatureEdge", "feature_edges"]
 
 METRIC = FeatureNode("metric", None, None)
 """Where edges that reach the metric directly end."""
@@ -200,11 +200,3 @@ def _onto(
     if source.position is not None:
         move, gradients = move[source.position][None], gradients[:, source.position][:, None]
     return torch.einsum("npd,pd->n", gradients, move)
-
-
-def total_by_source(edges: Mapping[FeatureEdge, float]) -> dict[FeatureNode, float]:
-    """Sum of each node's outgoing edges."""
-    totals: dict[FeatureNode, float] = {}
-    for edge, value in edges.items():
-        totals[edge.source] = totals.get(edge.source, 0.0) + value
-    return totals

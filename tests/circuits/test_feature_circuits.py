@@ -19,7 +19,6 @@ from saelab.circuits import (
     find_feature_circuit,
     metric_with_only,
 )
-from saelab.circuits.feature_edges import total_by_source
 from saelab.circuits.feature_effects import rowwise
 from saelab.circuits.feature_sites import FeatureSite, states
 from saelab.errors import ConfigError, ShapeError
@@ -156,7 +155,9 @@ def test_edges_out_of_a_node_sum_to_its_effect(name: str, patch: Tensor | None) 
         for latent in (*range(site.sae.d_sae), None)
     ]
     edges = feature_edges(model, sites, every, CLEAN, difference, patch)
-    sums = total_by_source(edges)
+    sums = dict.fromkeys((edge.source for edge in edges), 0.0)
+    for edge, value in edges.items():
+        sums[edge.source] += value
     first = sites[0].hook
     assert sum(source.hook == first for source in sums) > 3
     for node, effect in effects.nodes(0.0).items():
