@@ -21,6 +21,9 @@ profit most from it. `--memory` measures each entry in a process of its own: the
 resident memory over what the process had before the entry was built. On a GPU the matmul's rate
 and the share of it that a whole step achieves are printed as well.
 
+Importing saelab tells torch's threads to sleep between operations, for every entry of the process;
+`GOMP_SPINCOUNT=300000` in the environment brings back torch's own way on Linux.
+
 Run without the other libraries it measures saelab and the matmul alone. Where numba is not
 installed, saelab runs its plain kernels; the first line says which.
 """
@@ -33,6 +36,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -120,15 +124,17 @@ def report_memory(case: Case, names: list[str]) -> None:
 
 def memory_of(name: str, case: Case) -> int:
     """Bytes that two steps of one entry take at their peak, over what was in use before."""
-    # A small step first: what a library takes to be imported is not what its step takes.
-    small = Case(size="tiny", family=case.family, k=4, dead=case.dead, device=case.device)
-    ENTRIES[name](small, batch_of(small))(batch_of(small))
+    # A narrow step first: what is imported and compiled once is not what a step takes.
+    _, d_sae, batch = case.shape
+    narrow = replace(case, size=f"64,{d_sae},{min(batch, 1024)}")
+    ENTRIES[name](narrow, batch_of(narrow))(batch_of(narrow))
     data = batch_of(case)
     gc.collect()
     if case.device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     else:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _status("VmRSS")
     step = ENTRIES[name](case, data)
     step(data)
@@ -159,7 +165,8 @@ def main() -> None:
         return
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_processor()}, "
-        f"kernels: {backend_name(arguments.device)}"
+        f"kernels: {backend_name(arguments.device)}, "
+        f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}"
     )
     sizes = [*"ABC"] if "all" in arguments.size else arguments.size
     families = FAMILIES if "all" in arguments.family else arguments.family

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelab.activation_functions import ActivationFunction, BatchTopK, JumpReLU, TopK
 from saelab.sae import SAE
-from saelab.store import ActivationStore
+from saelab.store import ActivationStore, Batch
 from saelab.training import Trainer
 from saelab.training.config import TrainConfig
 
@@ -73,21 +73,22 @@ def matmul(case: Case, data: Tensor) -> Step:  # noqa: ARG001
 
 
 def ours(case: Case, data: Tensor) -> Step:
-    """A step of `saelab.Trainer`; its store reads the same rows in its own order."""
+    """A step of `saelab.Trainer`, which is given the batch as every other entry is."""
     d_in, d_sae, batch = case.shape
     activations: dict[str, ActivationFunction] = {
         "topk": TopK(case.k),
         "batchtopk": BatchTopK(case.k),
         "jumprelu": JumpReLU(),
     }
-    store = ActivationStore.from_tensor(data.cpu(), hook="benchmark")
+    hook = "benchmark"
+    store = ActivationStore.from_tensor(data.cpu(), hook=hook)
     config = TrainConfig(tokens=1000 * batch, batch_size=batch, lr=1e-3)
     sae = SAE(d_in, d_sae, activations[case.family]).to(case.device)
     trainer = Trainer(sae, store, config)
 
-    def step(_: Tensor) -> None:
+    def step(rows: Tensor) -> None:
         trainer.since_fired[: case.n_dead] = LONG_AGO
-        trainer.step()
+        trainer.step(Batch({hook: rows}, trainer.cursor + len(rows)))
 
     return step
 

@@ -11,6 +11,15 @@ report = saelab.evaluate(sae, model=model, tokens=held_out)
 saelab.look(sae, model, held_out).save_html("runs/topk/first_look.html")
 """
 
+import os
+import sys
+
+if "torch" not in sys.modules:
+    # After each operation torch's threads spin for a while in case another follows; in a sparse
+    # step most do not, and the spinning takes the cores from the kernels. It is settled when torch
+    # is loaded; whoever sets the variable, or imports torch first, decides for themselves.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from saelab import corpora, formats, objectives, tokens
 from saelab.activation_functions import (
     AbsTopK,

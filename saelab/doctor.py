@@ -6,6 +6,7 @@ fine says what to do.
 
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import sys
@@ -288,7 +289,9 @@ def _devices() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     features = [name for name in ("amx_tile", "avx512_bf16", "avx512f") if name in _cpu_flags()]
     more = f", {', '.join(features)}" if features else ""
-    yield Finding("ok", "cpu", f"{capability}{more}; torch uses {threads} threads.")
+    waits = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    how = "which sleep while they wait" if waits else "which spin while they wait"
+    yield Finding("ok", "cpu", f"{capability}{more}; torch uses {threads} threads, {how}.")
     yield Finding("ok", "kernels", backends.describe())
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

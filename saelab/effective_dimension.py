@@ -16,7 +16,7 @@ Sources: Roy and Vetterli 2007 for the effective rank. That attention outputs ne
 dimensions than the residual stream is reported in arXiv 2508.16929, with n_99.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -33,8 +33,12 @@ __all__ = [
     "covariance",
     "dimensions_of",
     "effective_dimension",
+    "effective_dimensions",
     "site_dimensions",
 ]
+
+READ_ROWS = 4096
+"""Activations of every hook point held at a time."""
 
 
 @final
@@ -109,23 +113,10 @@ def covariance(batches: Iterable[Float[Tensor, "_ width"]]) -> tuple[Tensor, int
     Raises:
         DataError: Fewer than two activations, or one that is not finite.
     """
-    count, mean, scatter = 0, None, None
+    moments = _Moments()
     for batch in batches:
-        x = batch.double()
-        if mean is None or scatter is None:
-            mean = x.new_zeros(x.shape[1])
-            scatter = x.new_zeros(x.shape[1], x.shape[1])
-        own = x.mean(0)
-        centered, step = x - own, own - mean
-        total = count + len(x)
-        scatter = scatter + centered.T @ centered
-        scatter += torch.outer(step, step) * (count * len(x) / total)
-        mean, count = mean + step * (len(x) / total), total
-    if scatter is None or count < 2:
-        raise DataError(f"A covariance needs at least two activations; there were {count}.")
-    if not torch.isfinite(scatter).all():
-        raise DataError("An activation is NaN or infinite, so there is no covariance.")
-    return scatter / count, count
+        moments.add(batch)
+    return moments.covariance(), moments.count
 
 
 def site_dimensions(
@@ -161,17 +152,88 @@ def site_dimensions(
 def effective_dimension(
     store: ActivationStore, hook: str | None = None, *, max_tokens: int = 50_000, remove: int = 3
 ) -> SiteDimensions:
-    """How many dimensions a hook point of a store uses.
+    """How many dimensions one hook point of a store uses.
 
     >>> plane = torch.randn(400, 2) @ torch.eye(2, 6)
     >>> effective_dimension(ActivationStore.from_tensor(plane), remove=0).plain.n_99
     2
     """
     at = store if hook is None else store.at(hook)
-    total, chunk = min(max_tokens, at.n_tokens), 8192
-    ranges = ((start, min(start + chunk, total)) for start in range(0, total, chunk))
+    total = min(max_tokens, at.n_tokens)
+    ranges = ((s, min(s + READ_ROWS, total)) for s in range(0, total, READ_ROWS))
     found, n_tokens = covariance(at.rows(start, stop).activations for start, stop in ranges)
     return site_dimensions(found, n_tokens, min(remove, at.d_in - 1))
+
+
+def effective_dimensions(
+    store: ActivationStore,
+    *,
+    max_tokens: int = 50_000,
+    remove: int = 3,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, SiteDimensions]:
+    """How many dimensions every hook point of a store uses, all from one pass over it.
+
+    Rows are read once for all hook points, so a model whose activations are streamed runs once.
+
+    Args:
+        store: On disk, in memory, or streamed from a model.
+        max_tokens: Activations measured at each hook point.
+        remove: How many dimensions of largest variance `trimmed` leaves out.
+        progress: Called with the activations read, of how many, and what is going on.
+
+    Raises:
+        DataError: Activations that do not vary or are not finite.
+
+    >>> plane = torch.randn(400, 2) @ torch.eye(2, 6)
+    >>> store = ActivationStore.from_tensor({"plane": plane, "ball": torch.randn(400, 5)})
+    >>> {hook: site.plain.n_99 for hook, site in effective_dimensions(store, remove=0).items()}
+    {'plane': 2, 'ball': 5}
+    """
+    total = min(max_tokens, store.n_tokens)
+    moments = {hook: _Moments() for hook in store.hooks}
+    for start in range(0, total, READ_ROWS):
+        stop = min(start + READ_ROWS, total)
+        activations = store.rows(start, stop, store.hooks).activations
+        for hook, found in moments.items():
+            found.add(activations[hook])
+        if progress is not None:
+            progress(stop, total, "activations")
+    return {
+        hook: site_dimensions(found.covariance(), found.count, min(remove, store.widths[hook] - 1))
+        for hook, found in moments.items()
+    }
+
+
+class _Moments:
+    """Count, mean and scatter of activations that come in batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None
+
+    def add(self, batch: Float[Tensor, "_ width"]) -> None:
+        x = batch.double()
+        if self._mean is None or self._scatter is None:
+            self._mean = x.new_zeros(x.shape[1])
+            self._scatter = x.new_zeros(x.shape[1], x.shape[1])
+        own = x.mean(0)
+        centered, step = x - own, own - self._mean
+        total = self.count + len(x)
+        self._scatter.addmm_(centered.T, centered)
+        self._scatter.addr_(step, step, alpha=self.count * len(x) / total)
+        self._mean += step * (len(x) / total)
+        self.count = total
+
+    def covariance(self) -> Tensor:
+        if self._scatter is None or self.count < 2:
+            raise DataError(
+                f"A covariance needs at least two activations; there were {self.count}."
+            )
+        if not torch.isfinite(self._scatter).all():
+            raise DataError("An activation is NaN or infinite, so there is no covariance.")
+        return self._scatter / self.count
 
 
 def _entropic(weights: Float[Tensor, " direction"]) -> float:

@@ -5,6 +5,7 @@ from saelab.effective_dimension import (
     covariance,
     dimensions_of,
     effective_dimension,
+    effective_dimensions,
     site_dimensions,
 )
 from saelab.errors import ConfigError, DataError
@@ -90,3 +91,14 @@ def test_what_cannot_be_measured_is_refused():
         covariance([torch.full((3, 2), float("nan"))])
     with pytest.raises(ConfigError, match="remove=3"):
         site_dimensions(torch.eye(3), 10, remove=3)
+
+
+def test_one_pass_over_all_hook_points_measures_what_one_by_one_does():
+    x = {"a": torch.randn(9000, 5) * 3 + 7, "b": torch.randn(9000, 3)}
+    store, seen = ActivationStore.from_tensor(x), []
+    found = effective_dimensions(
+        store, max_tokens=8500, remove=1, progress=lambda done, total, _: seen.append((done, total))
+    )
+    assert seen[-1] == (8500, 8500)
+    for hook, site in found.items():
+        assert site == effective_dimension(store, hook, max_tokens=8500, remove=1)

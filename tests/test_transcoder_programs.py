@@ -222,3 +222,19 @@ def test_the_dimension_probe_prints_a_table_and_writes_a_page(acts, tmp_path, ca
     said = capsys.readouterr().out
     assert said.count("standardized") == 4 and "blocks.1.hook_mlp_out" in said
     assert "share of the width" in (tmp_path / "p.html").read_text()
+
+
+def test_the_dimension_probe_measures_every_layer_of_a_model_as_it_does_a_store(
+    acts, tiny_model_folder, tiny_text_file, tmp_path, capsys
+):
+    out, words = tmp_path / "p.html", ["--max-tokens", "600", "--site", "hook_mlp_out"]
+    where = ["--model", str(tiny_model_folder), "--text", str(tiny_text_file), "--out", str(out)]
+    assert dimension_probe.main([*words, *where]) == 0
+    said = capsys.readouterr().out
+    lines = said[said.index("n_99 of plain") :].splitlines()
+    assert lines[1].split() == ["layer", "hook_mlp_out"]
+    assert [line.split()[0] for line in lines[2:4]] == ["0", "1"]
+    assert all(0 < float(line.split()[1]) <= 1 for line in lines[2:4])
+    assert "of layer" in out.read_text()
+    assert dimension_probe.main([str(acts), "--site", "hook_mlp_out"]) == 2
+    assert "own hook points" in capsys.readouterr().err
