@@ -6,6 +6,8 @@ from pathlib import Path
 from saelab import formats
 from saelab.cli.progress import Working
 from saelab.cli.verbs import Verb, say
+from saelab.cross_layer import CrossLayerTranscoder
+from saelab.errors import ConfigError
 from saelab.formats.checking import check
 from saelab.formats.hub import download, upload, write_card
 from saelab.formats.registry import KnownDictionary, find
@@ -168,7 +170,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "run",
         type=Path,
         nargs="+",
-        help="a run folder, or a dictionary's folder; for circuit-tracer one for every layer",
+        help="a run folder, or a dictionary's folder; for circuit-tracer one for every layer, or "
+        "one cross-layer transcoder",
     )
     parser.add_argument(
         "--format",
@@ -191,6 +194,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if found := [place for run in arguments.run if (place := _cross_layer_in(run))]:
+        _export_cross_layer(arguments, found)
+        return
     dictionaries = [dictionary_of(run) for run in arguments.run]
     with Working("Exporting"):
         written = formats.export(dictionaries, arguments.out, arguments.format)
@@ -206,6 +212,22 @@ def _export(arguments: argparse.Namespace) -> None:
             private=arguments.private,
         )
     say(f"Uploaded: {address}")
+
+
+def _cross_layer_in(run: Path) -> Path | None:
+    return next((p for p in (run, run / "clt") if CrossLayerTranscoder.is_in(p)), None)
+
+
+def _export_cross_layer(arguments: argparse.Namespace, holders: list[Path]) -> None:
+    if len(arguments.run) > 1 or arguments.format != "circuit-tracer" or arguments.to_hub:
+        raise ConfigError(
+            f"{holders[0]} is a cross-layer transcoder, which only circuit-tracer has files for: "
+            f"saelab export {holders[0]} --format circuit-tracer --out {arguments.out}"
+        )
+    with Working("Exporting"):
+        clt = CrossLayerTranscoder.load(holders[0])
+        written = formats.write_cross_layer(clt, arguments.out)
+    say(f"{arguments.out}: {', '.join(path.name for path in written)}")
 
 
 EXPORT = Verb(

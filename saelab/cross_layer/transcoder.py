@@ -263,9 +263,15 @@ class CrossLayerTranscoder(nn.Module):
         folder, files = Path(folder), {}
         for layer in range(self.n_layers):
             name = f"layer_{layer}.safetensors"
-            files[name] = write_tensors(folder / name, self._folded(layer))
+            files[name] = write_tensors(folder / name, self.folded(layer))
         manifest = {"format": FORMAT, "version": VERSION, **self.settings(), "files": files}
         write_json(folder / "saelab.json", {**manifest, "provenance": provenance()})
+
+    @classmethod
+    def is_in(cls, folder: str | Path) -> bool:
+        """Whether a folder holds one, as far as its saelab.json can be read."""
+        manifest = Path(folder) / "saelab.json"
+        return manifest.exists() and read_json(manifest, str(manifest)).get("format") == FORMAT
 
     @classmethod
     def load(cls, folder: str | Path) -> "CrossLayerTranscoder":
@@ -298,8 +304,11 @@ class CrossLayerTranscoder(nn.Module):
             raise CheckpointError(f"{folder} is not complete: {error}.") from None
         return clt
 
-    def _folded(self, layer: int) -> dict[str, Tensor]:
-        """A layer's weights as the file holds them; W_dec is in the units of every target."""
+    def folded(self, layer: int) -> dict[str, Tensor]:
+        """A layer's W_enc, b_enc, W_dec [d_sae, target, d_out] and b_dec in the model's units.
+
+        Targets are the layer itself and the later ones.
+        """
         own = self.normalizations[layer]
         pieces = [
             self.decoder(layer, target) / self.normalizations[target].scale_out
@@ -314,7 +323,7 @@ class CrossLayerTranscoder(nn.Module):
 
     @torch.no_grad()
     def _take(self, layer: int, weights: dict[str, Tensor]) -> None:
-        """Undo `_folded`."""
+        """Undo `folded`."""
         own, later = self.normalizations[layer], self.normalizations[layer:]
         scales = weights["W_dec"].new_tensor([one.scale_out for one in later])
         self.W_enc[layer].copy_(weights["W_enc"] / own.scale_in)

@@ -16,7 +16,7 @@ from saelab.errors import FormatError
 from saelab.files import sha256_of, write_bytes
 from saelab.formats.base import Asked, Format
 from saelab.formats.circuit_tracer import CIRCUIT_TRACER, layers_in
-from saelab.formats.cross_layer import CrossLayerWeights, read_cross_layer
+from saelab.formats.cross_layer import CrossLayerWeights, read_cross_layer, write_cross_layer
 from saelab.formats.dictionary_learning import DICTIONARY_LEARNING
 from saelab.formats.gemma_scope import GEMMA_SCOPE, GEMMA_SCOPE_2
 from saelab.formats.openai import OPENAI
@@ -35,6 +35,7 @@ __all__ = [
     "read_cross_layer",
     "read_set",
     "write",
+    "write_cross_layer",
 ]
 
 FORMATS: dict[str, Format] = {

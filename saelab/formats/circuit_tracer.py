@@ -19,9 +19,9 @@ from saelab.errors import FormatError
 from saelab.formats.base import Asked, Format, number, only_known
 from saelab.formats.foreign import safetensors_of, take, yaml_of
 from saelab.formats.parts import Parts, rule_of, without_pre_bias
-from saelab.formats.places import layer_of
+from saelab.formats.places import ending_of, layer_of
 
-__all__ = ["CIRCUIT_TRACER", "layers_in", "read_settings"]
+__all__ = ["CIRCUIT_TRACER", "layers_in", "read_settings", "yaml_bytes"]
 
 _AXES = {"W_enc": "d_sae d_in", "W_dec": "d_sae d_out", "b_enc": "d_sae", "b_dec": "d_out"}
 _OPTIONAL = {"W_skip": "d_out d_in", "activation_function.threshold": "d_sae"}
@@ -147,8 +147,8 @@ def _activation(
 def _write(dictionaries: Sequence[Parts]) -> dict[str, bytes]:
     parts = sorted((without_pre_bias(part) for part in dictionaries), key=_layer)
     hooks = {
-        "feature_input_hook": {_ending(part.hook) for part in parts},
-        "feature_output_hook": {_ending(part.hook_out) for part in parts},
+        "feature_input_hook": {ending_of(part.hook or "") for part in parts},
+        "feature_output_hook": {ending_of(part.hook_out or "") for part in parts},
     }
     _check_set(parts, hooks)
     config: dict[str, Any] = {
@@ -160,7 +160,7 @@ def _write(dictionaries: Sequence[Parts]) -> dict[str, bytes]:
     if rule == "topk":
         config |= {"activation": rule, "k": k}
     files = {f"layer_{i}.safetensors": _layer_file(part) for i, part in enumerate(parts)}
-    return {"config.yaml": _yaml(config), **files}
+    return {"config.yaml": yaml_bytes(config), **files}
 
 
 def _check_set(parts: Sequence[Parts], hooks: Mapping[str, set[str]]) -> None:
@@ -190,10 +190,6 @@ def _layer(part: Parts) -> int:
     return -1 if layer is None else layer
 
 
-def _ending(hook: str | None) -> str:
-    return re.sub(r"^blocks\.\d+\.", "", hook or "")
-
-
 def _layer_file(part: Parts) -> bytes:
     tensors = {
         "W_enc": part.W_enc.T,
@@ -210,10 +206,11 @@ def _layer_file(part: Parts) -> bytes:
     )
 
 
-def _yaml(config: dict[str, Any]) -> bytes:
+def yaml_bytes(config: Mapping[str, Any]) -> bytes:
+    """A configuration as a file, keys in their order."""
     import yaml
 
-    return yaml.safe_dump(config, sort_keys=False).encode()
+    return yaml.safe_dump(dict(config), sort_keys=False).encode()
 
 
 def _recognizes(path: Path) -> bool:

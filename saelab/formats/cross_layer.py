@@ -1,9 +1,10 @@
-"""What is in circuit-tracer's files of a cross-layer transcoder?
+"""What is in circuit-tracer's files of a cross-layer transcoder, and what goes into them?
 
     f_l = activation(x_l W_enc[l] + b_enc[l])
     y_m = sum over l <= m of f_l W_dec[l][:, m - l] + b_dec[m] + x_m W_skip[m] [if there]
 
-saelab has no dictionary that writes to several layers yet, so these become plain tensors.
+What is read becomes plain tensors: thresholds of every latent have no counterpart in a
+`CrossLayerTranscoder`, whose layers share one.
 """
 
 import re
@@ -12,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import torch
 from jaxtyping import Float
+from safetensors.torch import save
 from torch import Tensor
 
+from saelab.cross_layer import CrossLayerTranscoder
 from saelab.errors import FormatError
+from saelab.files import write_bytes
 from saelab.formats.base import Asked
-from saelab.formats.circuit_tracer import read_settings
+from saelab.formats.circuit_tracer import read_settings, yaml_bytes
 from saelab.formats.foreign import safetensors_of, take
+from saelab.formats.places import ending_of, layer_of
 
-__all__ = ["CrossLayerWeights", "read_cross_layer"]
+__all__ = ["CrossLayerWeights", "read_cross_layer", "write_cross_layer"]
 
 
 @final
@@ -112,6 +118,70 @@ def read_cross_layer(folder: str | Path, ignore: Sequence[str] = ()) -> CrossLay
         hooks_out=[f"blocks.{layer}.{config['feature_output_hook']}" for layer in layers],
         model=config["model_name"] if isinstance(config.get("model_name"), str) else None,
     )
+
+
+def write_cross_layer(
+    clt: CrossLayerTranscoder, folder: str | Path, model: str | None = None
+) -> list[Path]:
+    """Write config.yaml, W_enc_{i}.safetensors and W_dec_{i}.safetensors.
+
+    The joint rule is written as what it is where layers come one after the other: the threshold
+    that k latents a token exceeded in training (`CrossLayerTranscoder.encode_layer`). A latent is
+    active there exactly where it is here.
+
+    Args:
+        clt: Trained with selection="joint".
+        folder: Where the files go; files of the same names are replaced.
+        model: The model's name in config.yaml; the one recorded in training if not given.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FormatError: The format cannot express it exactly; nothing is written.
+    """
+    folder, endings = Path(folder), {}
+    for key, hooks in (("input", clt.hooks), ("output", clt.hooks_out)):
+        endings[f"feature_{key}_hook"] = {ending_of(hook) for hook in hooks}
+    wrong = []
+    if clt.selection != "joint":
+        wrong.append("each of its layers keeps k latents, and it has ReLU and thresholds only")
+    if any(len(names) > 1 for names in endings.values()):
+        wrong.append("every layer must read and write the same place")
+    layers = list(range(clt.n_layers))
+    if any([layer_of(hook) for hook in hooks] != layers for hooks in (clt.hooks, clt.hooks_out)):
+        wrong.append("there must be one for every layer from 0 on")
+    if clt.d_in != clt.d_out:
+        wrong.append("it reads and writes vectors of one width")
+    if wrong:
+        raise FormatError(f"circuit-tracer cannot express this exactly: {'; '.join(wrong)}.")
+    config = {
+        "model_name": model or (clt.metadata.get("model") or {}).get("name") or "unknown",
+        "model_kind": "cross_layer_transcoder",
+        **{key: names.pop() for key, names in endings.items()},
+    }
+    files = {"config.yaml": yaml_bytes(config)}
+    for layer in layers:
+        weights = clt.folded(layer)
+        decoder = {"W_dec": weights.pop("W_dec")}
+        weights["W_enc"] = weights["W_enc"].T
+        weights["threshold"] = _just_below(clt.threshold, weights["b_enc"])
+        for kind, part in (("enc", weights), ("dec", decoder)):
+            named = {f"{name}_{layer}": x.cpu().contiguous() for name, x in part.items()}
+            files[f"W_{kind}_{layer}.safetensors"] = save(named)
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    return [folder / name for name in files]
+
+
+def _just_below(threshold: Tensor, like: Tensor) -> Tensor:
+    """The largest number of the weights' type that is not above it, for every latent.
+
+    Rounding to nearest could silence a latent just above the threshold, or wake one just below.
+    """
+    rounded = threshold.to(like)
+    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+    return torch.where(rounded.double() > threshold.to(like.device), below, rounded).expand_as(like)
 
 
 def _layer(folder: Path, layer: int, n_layers: int) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["from_module_path", "layer_of", "to_module_path"]
+__all__ = ["ending_of", "from_module_path", "layer_of", "to_module_path"]
 
 # Sides of modules that are the same place in every layout that has the module.
 _CANONICAL = {
@@ -49,3 +49,12 @@ def layer_of(hook: str | None) -> int | None:
     """
     found = re.match(r"(?:[a-z_]+\.)*(?:layers|h|blocks)\.(\d+)(?:\.|$)", hook or "")
     return int(found[1]) if found else None
+
+
+def ending_of(hook: str) -> str:
+    """A hook point's name without its block.
+
+    >>> ending_of("blocks.12.hook_mlp_out")
+    'hook_mlp_out'
+    """
+    return re.sub(r"^blocks\.\d+\.", "", hook)

@@ -1,6 +1,7 @@
 """Layouts of projects that are not installed: written by hand, and computed by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saelab import SAE, FormatError, formats
+from saelab import SAE, CrossLayerTranscoder, FormatError, Normalization, formats
+from saelab.cli import main
 from tests.formats import by_hand
 from tests.formats.cases import MLP, dictionary
 
@@ -138,6 +140,70 @@ def test_cross_layer_weights_compute_the_sum_over_earlier_layers(jumps, tmp_path
         assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert weights.hooks[2] == "blocks.2.hook_resid_mid"
     assert weights.hooks_out[2] == "blocks.2.hook_mlp_out"
+
+
+def joint(**settings: Any) -> CrossLayerTranscoder:
+    hooks = [[f"blocks.{layer}.{end}" for layer in range(3)] for end in ("mlp.hook_in", "out")]
+    scales = [Normalization(scale_in=2.0**i, scale_out=0.5**i) for i in range(3)]
+    clt = CrossLayerTranscoder(
+        *hooks, **{"d_in": 6, "d_sae": 16, "k": 4, "selection": "joint", **settings},
+        normalizations=scales,
+    )  # fmt: skip
+    with torch.no_grad():
+        for bias in (*clt.b_enc, *clt.b_dec):
+            bias.normal_()
+        clt.threshold.fill_(0.7300000001)
+    return clt
+
+
+def test_our_cross_layer_transcoder_goes_out_as_what_it_computes_layer_by_layer(tmp_path):
+    clt = joint(metadata={"model": {"name": "some-model"}})
+    x = [by_hand.inputs(seed) / (layer + 1) for layer, seed in enumerate((5, 6, 7))]
+    codes = [clt.encode_layer(layer, inputs) for layer, inputs in enumerate(x)]
+    files = formats.write_cross_layer(clt, tmp_path)
+    assert len(files) == 7
+    weights = formats.read_cross_layer(tmp_path)
+    assert (weights.model, tuple(weights.hooks)) == ("some-model", clt.hooks)
+    assert 0 < sum(int((code.dense() != 0).sum()) for code in codes) < 3 * 24 * 16
+    for got, expected in zip(weights.encode(x), codes, strict=True):
+        assert ((got != 0) == (expected.dense() != 0)).all()
+        assert (got - expected.dense()).abs().max() <= 1e-5 * expected.dense().abs().max()
+    for got, expected in zip(weights.forward(x), clt.decode(codes), strict=True):
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_latent_at_a_threshold_that_float32_cannot_hold_is_active_here_and_there(tmp_path):
+    clt, smallest = joint(), torch.tensor(0.73)
+    above = torch.nextafter(smallest, torch.tensor(1.0))
+    clt.threshold.fill_(float(above) - 1e-12)  # rounds to `above`, which must stay active
+    formats.write_cross_layer(clt, tmp_path)
+    threshold = formats.read_cross_layer(tmp_path).threshold
+    assert threshold is not None and (threshold[1] == smallest).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"selection": "layer"}, "each of its layers keeps k latents"),
+        ({"d_out": 5}, "vectors of one width"),
+    ],
+)
+def test_a_cross_layer_transcoder_that_circuit_tracer_cannot_express_is_refused(
+    settings, reason, tmp_path
+):
+    with pytest.raises(FormatError, match=reason):
+        formats.write_cross_layer(joint(**settings), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_export_verb_knows_a_cross_layer_transcoder_when_it_sees_one(tmp_path, capsys):
+    joint().save(tmp_path / "run" / "clt")
+    words = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--format", "circuit-tracer"]) == 0
+    assert "W_dec_2.safetensors" in capsys.readouterr().out
+    assert len(formats.read_cross_layer(tmp_path / "out").W_enc) == 3
+    assert main(words) == 2
+    assert "only circuit-tracer" in capsys.readouterr().err
 
 
 def test_a_cross_layer_folder_is_no_single_dictionary(tmp_path):
