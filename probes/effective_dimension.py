@@ -96,7 +96,7 @@ def _across_layers(found: Mapping[str, SiteDimensions], view: str) -> "Figure":
             "directions<extra></extra>",
         )
     figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="directions for 99 % of the variance, share of the width")
+    figure.update_yaxes(title="share of the directions")
     return figure
 
 
