@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     "errors",
+    "untrusted_text",
     "files",
     "signals",
     "distributed",

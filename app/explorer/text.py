@@ -7,8 +7,9 @@ contain, a script or Markdown or a reversed line, is shown and never acted on.
 import difflib
 import html
 import re
-import unicodedata
 from collections.abc import Sequence
+
+from saelab.untrusted_text import LINE_MARKS, spelled_out
 
 __all__ = [
     "bar",
@@ -29,6 +30,7 @@ LONGEST = 120
 """Characters of one token that are shown."""
 _MARKDOWN = frozenset("\\`*_{}[]<>()#+-.!|~$:&")
 _MARKS = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
+_AS_THEY_ARE = {letter: letter for letter in LINE_MARKS}
 
 
 def safe(text: str) -> str:
@@ -37,7 +39,7 @@ def safe(text: str) -> str:
     >>> safe("<b>&</b>")
     '&lt;b&gt;&amp;&lt;/b&gt;'
     """
-    return html.escape("".join(_visible(letter) for letter in text), quote=True)
+    return html.escape(spelled_out(text, _AS_THEY_ARE), quote=True)
 
 
 def shown(text: str) -> str:
@@ -70,8 +72,7 @@ def token(text: str, value: float, top: float, *, peak: bool = False, note: str 
 def plain(text: str) -> str:
     """A token as plain text for a control, where Markdown would otherwise act."""
     cut = text if len(text) <= 24 else text[:23] + "…"
-    visible = "".join({"\n": "↵", "\t": "⇥", "\r": "␍"}.get(c) or _visible(c) for c in cut)
-    quoted = "".join(f"\\{c}" if c in _MARKDOWN else c for c in visible)
+    quoted = "".join(f"\\{c}" if c in _MARKDOWN else c for c in spelled_out(cut))
     return quoted.strip() or "·"
 
 
@@ -137,12 +138,3 @@ def _hue(value: float) -> str:
 
 def _alpha(value: float, top: float) -> str:
     return f"{min(1.0, abs(value) / top) * SHADE:.3f}" if top else "0"
-
-
-def _visible(letter: str) -> str:
-    """Control and direction-changing characters as visible names: they must not act."""
-    if letter in "\n\t\r":
-        return letter
-    if unicodedata.category(letter) in {"Cc", "Cf", "Co", "Cs", "Cn"} and letter != "\u200d":
-        return f"⟨{ord(letter):04X}⟩"
-    return letter

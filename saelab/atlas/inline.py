@@ -5,12 +5,12 @@ Tokens come from models and corpora, so each is escaped, and what would act is s
 """
 
 import html
-import unicodedata
 from collections.abc import Sequence
 
 from saelab.atlas.cards import LatentCard, TailCard
 from saelab.atlas.records import Example, TokenEffect
 from saelab.latents import one_in
+from saelab.untrusted_text import spelled_out
 
 __all__ = ["card_html", "tokens_html"]
 
@@ -20,7 +20,6 @@ _SHADE = 0.62
 _EXAMPLES = 5
 """Strongest examples of each side."""
 _QUIET = "opacity:.65;font-size:.9em"
-_WHITE = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def card_html(card: LatentCard) -> str:
@@ -92,13 +91,4 @@ def _token(text: str, value: float, top: float) -> str:
 
 
 def _safe(text: str) -> str:
-    return html.escape("".join(map(_visible, text)), quote=True)
-
-
-def _visible(letter: str) -> str:
-    """Line breaks and whatever would act on a page, as something to see."""
-    if letter in _WHITE:
-        return _WHITE[letter]
-    if unicodedata.category(letter) in {"Cc", "Cf", "Co", "Cs", "Cn"}:
-        return f"⟨{ord(letter):04X}⟩"
-    return letter
+    return html.escape(spelled_out(text), quote=True)

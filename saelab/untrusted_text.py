@@ -1,0 +1,32 @@
+"""Which characters of a model's or a corpus's text would act on a page, and how are they shown?"""
+
+import unicodedata
+from collections.abc import Mapping
+
+__all__ = ["LINE_MARKS", "spelled_out"]
+
+LINE_MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+"""Line ends and tabs as one quiet sign each."""
+_ACTING = {"Cc", "Cf", "Co", "Cs", "Cn"}
+_JOINER = "\u200d"  # it only joins emoji and letters into one sign
+
+
+def spelled_out(text: str, marks: Mapping[str, str] = LINE_MARKS) -> str:
+    r"""Text in which nothing acts: what would reorder, hide or control is shown by its code point.
+
+    It is not yet HTML: escape it before it enters a page.
+
+    Args:
+        text: Anything, lone surrogates included.
+        marks: What certain characters are shown as; here line ends and tabs.
+
+    >>> spelled_out("a\u202eb\n"), spelled_out("a\n", marks={"\n": "\n"})
+    ('a⟨202E⟩b↵', 'a\n')
+    """
+    return "".join(marks.get(letter) or _shown(letter) for letter in text)
+
+
+def _shown(letter: str) -> str:
+    if unicodedata.category(letter) in _ACTING and letter != _JOINER:
+        return f"⟨{ord(letter):04X}⟩"
+    return letter
