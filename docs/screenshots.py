@@ -1,6 +1,9 @@
 """Takes the pictures of docs/explorer.md from the running explorer.
 
     saelab atlas runs/quickstart/topk && saelab map runs/quickstart/topk
+    saelab trace runs/set --prompt "The capital of France is" --out runs/circuits-page/paris.json
+    saelab geometry runs/quickstart/topk --wider runs/reference/topk
+    saelab documents runs/quickstart/topk --text sotu --max-rows 2
     python docs/screenshots.py runs [--only latents]
 
 Needs Playwright and a Chromium, which the test set-up installs.
@@ -26,9 +29,25 @@ VIEWS = {
     "latent": f"/latent?run={RUN}&latent=1258",
     "prompt": f"/prompt?run={RUN}&text={TEXT.replace(' ', '+')}",
     "steering": f"/steering?run={RUN}&push=1258:20&text=The+weather+today",
+    "circuits": "/circuits?run=set/layer_15&graph=circuits-page/paris&keep=80"
+    "&errors=false&words=true&node=24_2251_5",
 }
-WAITED_FOR = {"prompt": "What the model expects next", "steering": "The next token"}
+VIEWS |= {
+    "geometry": f"/geometry?run={RUN}",
+    "crystals": f"/geometry?run={RUN}&part=Crystals",
+    "families": f"/geometry?run={RUN}&part=Families",
+    "data": f"/data?run={RUN}&how=by+year&at=1930",
+}
+WAITED_FOR = {
+    "prompt": "What the model expects next",
+    "steering": "The next token",
+    "circuits": "Take it away",
+}
 """Words that a page shows once the model has run."""
+
+
+HEIGHTS = {"circuits": 1080}
+"""Of pages whose main part is taller than a window of 800 pixels."""
 
 
 def main() -> None:
@@ -52,7 +71,7 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=browser_path)
             for name in arguments.only or VIEWS:
                 page = browser.new_page(
-                    viewport={"width": 1280, "height": 800},
+                    viewport={"width": 1280, "height": HEIGHTS.get(name, 800)},
                     color_scheme="dark" if arguments.dark else "light",
                 )
                 page.goto(f"http://localhost:{port}{VIEWS[name]}")

@@ -28,6 +28,16 @@ config = SteeringConfig(strengths=(0.4,), max_new_tokens=4)
 run = "runs/quickstart/topk"
 per_document, length = 1, 12
 """,
+    "6_geometry": """\
+run = Path("runs/quickstart/topk")
+config = SurveyConfig(max_tokens=8_000, lobes=(2, 4), draws=2, shuffles=10)
+""",
+    "5_circuits": """\
+from saelab.run_folders import dictionary_of
+dictionaries = dictionary_of("runs/quickstart/topk")
+prompt, answers = "The capital of France is", (" Paris", " London")
+config = TraceConfig(max_latents=12)
+""",
     "2_read_a_latent": """\
 run = Path("runs/quickstart/topk")
 words = "war"

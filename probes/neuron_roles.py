@@ -1,14 +1,16 @@
-"""Which neurons or latents are dead, detect a token or an n-gram, or follow the position?
+r"""Which neurons or latents are dead, detect a token or an n-gram, or follow the position?
 
     python -m probes.neuron_roles --layer 15
-    python -m probes.neuron_roles --dictionary runs/quickstart/topk
+    python -m probes.neuron_roles --dictionary runs/quickstart/topk \
+        --out runs/quickstart/topk/roles.json
 
 Neurons of gated MLPs are never exactly zero, so one counts as firing where its contribution
 |a_i| |w_i| is beyond the threshold at which dropping the rest of this layer costs p percent of
 perplexity (Luo et al. 2024, Sparsing Law); the threshold and the share active are printed. Latents
 fire where they are not zero. The roles are those of Voita et al. 2023, Neurons in Large Language
 Models: Dead, N-gram, Positional; how many units the shuffled text gives each role is printed beside
-them, and "dead" always means: on so many tokens.
+them, and "dead" always means: on so many tokens. Kept as roles.json in the folder of a run, they
+are shown by the explorer on the page of its latents.
 """
 
 import argparse
@@ -26,9 +28,16 @@ from saelab.cli.outcomes import run
 from saelab.cli.progress import ProgressBar
 from saelab.cli.verbs import add_model, add_text, opened_model, say, text_source
 from saelab.errors import ConfigError
-from saelab.files import write_json
 from saelab.models import LanguageModel
-from saelab.probing import Firings, MlpLayer, RoleConfig, Roles, find_roles, sparsity_profile
+from saelab.probing import (
+    Firings,
+    MlpLayer,
+    RoleConfig,
+    Roles,
+    find_roles,
+    save_roles,
+    sparsity_profile,
+)
 from saelab.run_folders import dictionary_of
 from saelab.sae import SAE
 from saelab.sparse_codes import SparseCodes
@@ -65,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in report(model, found, shuffled, hook, asked.show):
             say(line)
         if asked.out is not None:
-            write_json(asked.out, as_json(found, hook))
+            save_roles(asked.out, hook, found, shuffled, model.decode)
             say(f"All units: {asked.out}")
 
     return run(work)
@@ -186,28 +195,6 @@ def report(model: LanguageModel, found: Roles, shuffled: Roles, hook: str, show:
         effect = "" if one.trigger_effect is None else f", effect {one.trigger_effect:+.2f}"
         lines.append(f"{one.role} {one.unit}: {words} ({one.density:.2%} of tokens{effect})")
     return lines
-
-
-def as_json(found: Roles, hook: str) -> dict[str, object]:
-    """Everything, as JSON can hold it."""
-    return {
-        "hook": hook,
-        "n_tokens": found.n_tokens,
-        "n_positions": found.n_positions,
-        "units": [
-            {
-                "unit": one.unit,
-                "role": one.role,
-                "density": one.density,
-                "n_covering": one.n_covering,
-                "triggers": [list(gram) for gram in one.triggers],
-                "trigger_effect": one.trigger_effect,
-                "information": one.information,
-                "pattern": one.pattern,
-            }
-            for one in found.units
-        ],
-    }
 
 
 if __name__ == "__main__":

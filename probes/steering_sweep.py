@@ -7,7 +7,8 @@ promotes the words, and of the first twenty the one with the best output score (
 on those words is taken. It is compared, at equal length of push, with the difference in means of
 eight sentences with and eight without the concept, with a random direction, and with a random
 latent. The table gives, for the strength that half of the prompts chose, the gain on all prompts
-and its price; the score is that of the other half.
+and its price; the score is that of the other half. NAME_figure.html in --out draws gain and price
+against the length of the push.
 """
 
 import sys
@@ -31,6 +32,7 @@ from saelab.steering import (
     output_scores,
     word_tokens,
 )
+from saelab.steering.strength_figure import strength_figure
 
 CONCEPTS = {
     "war": ["war", "army", "battle", "soldiers", "military", "troops", "enemy"],
@@ -132,6 +134,8 @@ def measured(
         )
     report.save(folder / f"{name}.json")
     report.save_html(folder / f"{name}.html")
+    page = folder / f"{name}_figure.html"
+    strength_figure(report).write_html(page, include_plotlyjs=True)
     return report
 
 

@@ -73,3 +73,45 @@ def _text(path: Path) -> Path:
     lines = [json.dumps({"text": document}) for document in documents]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def make_surveyed_runs(base: Path) -> Path:
+    """Small runs with their geometry and two collections of documents; made once under `base`."""
+    root = base / "surveyed"
+    runs = root / "runs"
+    if (root / "done").exists():
+        return runs
+    store = runs / "activations"
+    asked = ["--model", str(_model(root / "model")), "--text", str(_text(root / "text.jsonl"))]
+    _run("harvest", *asked, "--out", str(store), "--hook", HOOK, "--length", "24")
+    size = ["--k", "4", "--tokens", "6000", "--batch-size", "256"]
+    _run("train", str(store), "--out", str(runs / "topk"), "--d-sae", "48", *size)
+    _run("train", str(store), "--out", str(runs / "wide"), "--d-sae", "96", *size)
+    assert abs_topk.main([str(store), str(runs / "abs_topk"), "--d-sae", "48", *size]) == 0
+    small = ["--chunk-tokens", "4", "--lobes", "2", "--lobes", "3", "--draws", "2"]
+    texts = {
+        name: _dated(root / f"{name}.jsonl", seed) for name, seed in (("letters", 5), ("others", 6))
+    }
+    for name, wider in (("topk", ["--wider", str(runs / "wide")]), ("abs_topk", [])):
+        _run("atlas", str(runs / name))
+        _run("geometry", str(runs / name), *small, "--shuffles", "20", *wider)
+        for collection in texts if name == "topk" else ("letters",):
+            asked = ["--text", str(texts[collection]), "--name", collection]
+            _run("documents", str(runs / name), *asked)
+    (root / "done").touch()
+    return runs
+
+
+def _dated(path: Path, seed: int) -> Path:
+    """Documents with a year and an author; those from 1900 on are of war, the others are not."""
+    generator = torch.Generator().manual_seed(seed)
+    lines = []
+    for number in range(40):
+        year = 1860 + 2 * number
+        pool = (*PLAIN[:6], *(("war", "peace") if year >= 1900 else ("harbor", "old")) * 4)
+        words = [pool[i] for i in torch.randint(0, len(pool), (30,), generator=generator).tolist()]
+        words[7] = HOSTILE[number % 4]
+        author = HOSTILE[0] if number % 3 else "Mrs. Dalloway"
+        lines.append(json.dumps({"text": " ".join(words), "year": year, "author": author}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

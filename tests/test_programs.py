@@ -29,7 +29,7 @@ SPARSITY = {
     "jumprelu_tanh": ["--l0", "0.5"],
 }
 """Flags of the recipes that do not ask for k latents."""
-FREE = {"relu_l1_april2024", "jumprelu_tanh"}
+FREE = {"codebook", "jumprelu_tanh", "relu_l1_april2024"}
 """Recipes whose decoder directions have any length."""
 
 

@@ -11,6 +11,22 @@ from saelab.errors import SaelabError
 __all__ = ["guarded", "sidebar"]
 
 _log = logging.getLogger("saelab.explorer")
+_OF_ONE_RUN = (
+    "area",
+    "near",
+    "page",
+    "lobes",
+    "lobe",
+    "four",
+    "family",
+    "of",
+    "how",
+    "at",
+    "end",
+    "want",
+    "without",
+)
+"""Parameters that mean nothing in another dictionary."""
 
 
 def sidebar() -> None:
@@ -49,7 +65,7 @@ def _choose(names: list[str]) -> None:
     options = names if current in names else [*names, current]
     chosen = st.selectbox("Run", options, index=options.index(current), key=f"run of {current}")
     if chosen and chosen != current:
-        for name in ("area", "near", "page"):  # they mean nothing in another dictionary
+        for name in _OF_ONE_RUN:
             st.query_params.pop(name, None)
         st.query_params["run"] = chosen
         st.rerun()

@@ -16,8 +16,12 @@ from explorer.pushes import interventions
 from saelab.atlas import Atlas
 from saelab.atlas.comparing import Comparison
 from saelab.errors import ConfigError
+from saelab.geometry_survey import GeometrySurvey
+from saelab.geometry_survey.saved import FOLDER as GEOMETRY
 from saelab.latent_map import latent_map, map_points
 from saelab.models import LanguageModel, load_model
+from saelab.probing import SavedRoles, load_roles
+from saelab.probing.saved_roles import FILE as ROLES
 from saelab.prompts import DirectEffects, PromptReading, direct_effects, read_prompt
 from saelab.run_folders import HarvestSource, dictionary_of, store_of
 from saelab.run_summaries import RunSummary, find_runs
@@ -36,15 +40,18 @@ __all__ = [
     "effects",
     "map_figure",
     "model",
+    "model_from",
     "model_lock",
     "model_source",
     "points",
     "prompt",
+    "roles",
     "root",
     "run",
     "runs",
     "stamp",
     "steered",
+    "survey",
 ]
 
 Outline = tuple[tuple[int, int], ...]
@@ -123,6 +130,11 @@ def model(name: str) -> LanguageModel:
     return _model(model_source(name))
 
 
+def model_from(source: str) -> LanguageModel:
+    """A model by what it is loaded from, loaded once for everybody."""
+    return _model(source)
+
+
 def comparison(name: str, other: str) -> Comparison:
     """Which latents of one atlas another has too."""
     stamps = [stamp(run(one).folder / "atlas") for one in (name, other)]
@@ -144,6 +156,20 @@ def steered(
 ) -> SideBySide:
     """A text continued as it is and with latents pushed."""
     return _steered(name, how, pushes, text, n_tokens, stamp(run(name).folder))
+
+
+def survey(name: str) -> GeometrySurvey | None:
+    """The geometry of a run's dictionary, or None if it was not measured."""
+    folder = run(name).folder / GEOMETRY
+    if not (folder / "geometry.json").exists():
+        return None
+    return _survey(str(folder), stamp(folder))
+
+
+def roles(name: str) -> SavedRoles | None:
+    """The roles of a run's latents, or None if they were not looked for."""
+    file = run(name).folder / ROLES
+    return _roles(str(file), file.stat().st_mtime) if file.is_file() else None
 
 
 def model_source(name: str) -> str:
@@ -187,6 +213,16 @@ def _comparison(name: str, other: str, changed: float, other_changed: float) -> 
 @st.cache_resource(show_spinner="Opening the dictionary …", max_entries=4)
 def _dictionary(folder: str, changed: float) -> SAE:  # noqa: ARG001
     return dictionary_of(folder)
+
+
+@st.cache_resource(show_spinner="Opening the survey …", max_entries=8)
+def _survey(folder: str, changed: float) -> GeometrySurvey:  # noqa: ARG001
+    return GeometrySurvey.open(folder)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _roles(file: str, changed: float) -> SavedRoles:  # noqa: ARG001
+    return load_roles(file)
 
 
 @st.cache_resource(show_spinner="Loading the language model …", max_entries=1)

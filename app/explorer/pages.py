@@ -29,6 +29,18 @@ PAGES = {
     "steering": st.Page(
         _VIEWS / "steering.py", title="Steering", icon=":material/tune:", url_path="steering"
     ),
+    "circuits": st.Page(
+        _VIEWS / "circuits.py",
+        title="Circuits",
+        icon=":material/account_tree:",
+        url_path="circuits",
+    ),
+    "geometry": st.Page(
+        _VIEWS / "geometry.py", title="Geometry", icon=":material/hub:", url_path="geometry"
+    ),
+    "data": st.Page(
+        _VIEWS / "data.py", title="Data", icon=":material/library_books:", url_path="data"
+    ),
     "compare": st.Page(
         _VIEWS / "compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"
     ),

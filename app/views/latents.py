@@ -1,7 +1,7 @@
 """What is in here? Every latent of a dictionary, to filter, sort and map."""
 
 import streamlit as st
-from explorer import address, loaders, map_panel, pages, panels, text
+from explorer import address, loaders, map_panel, pages, panels, role_panel, text
 
 name = address.text("run")
 st.title("Latents")
@@ -110,3 +110,5 @@ with left:
     if chosen["selection"]["rows"]:
         latent = int(table.iloc[chosen["selection"]["rows"][0]]["latent"])
         pages.go("latent", run=name, latent=latent)
+
+role_panel.show(name)

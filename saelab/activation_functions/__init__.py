@@ -11,6 +11,7 @@ from typing import Any
 
 from saelab.activation_functions.base import ActivationFunction, SelectAgain
 from saelab.activation_functions.choice import Choice
+from saelab.activation_functions.codebook import Codes
 from saelab.activation_functions.coders import MatchingPursuit, SparseCoding
 from saelab.activation_functions.gated import Gated
 from saelab.activation_functions.gradient_weighted import GradientTopK
@@ -28,6 +29,7 @@ __all__ = [
     "BatchAbsTopK",
     "BatchTopK",
     "Choice",
+    "Codes",
     "Gated",
     "GradientTopK",
     "GroupMax",
@@ -57,6 +59,7 @@ ACTIVATION_FUNCTIONS: dict[str, type[ActivationFunction]] = {
 """Every activation function by its name on disk; a test asserts that none is missing."""
 
 CODERS: dict[str, type[ActivationFunction]] = {
+    "codes": Codes,
     "matching_pursuit": MatchingPursuit,
     "sparse_coding": SparseCoding,
 }

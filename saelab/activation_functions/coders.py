@@ -27,14 +27,14 @@ from saelab.kernels.encoding import Selected
 from saelab.kernels.pursuit import matching_steps, merged
 from saelab.proximal import PENALTIES, code_from_correlations, step_size
 
-__all__ = ["MatchingPursuit", "SparseCoding"]
+__all__ = ["Coder", "MatchingPursuit", "SparseCoding"]
 
 FOLLOW = 0.1
 """How fast sparse coding's price follows the number of active latents, per training step."""
 
 
-class _Coder(ActivationFunction, abc.ABC):
-    """What both coders share: they hold on to the dictionary's decoder directions."""
+class Coder(ActivationFunction, abc.ABC):
+    """What coders share: they hold on to the dictionary's decoder directions."""
 
     def __init__(self, signed: bool) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class _Coder(ActivationFunction, abc.ABC):
             )
         self._attached = [W_dec]
 
-    def atoms(self) -> Float[Tensor, "d_sae d_out"]:
-        """Decoder directions, of length 1 whatever units the weights are in.
+    def attached(self) -> Float[Tensor, "d_sae d_out"]:
+        """The decoder, as it is; without gradient.
 
         Raises:
             ConfigError: The function belongs to no dictionary yet.
@@ -65,7 +65,11 @@ class _Coder(ActivationFunction, abc.ABC):
                 f"{type(self).__name__} is not part of a dictionary yet, so there is nothing to "
                 "code with: SAE(d_in, d_sae, ..., tied=True)."
             )
-        W_dec = self._attached[0].detach()
+        return self._attached[0].detach()
+
+    def atoms(self) -> Float[Tensor, "d_sae d_out"]:
+        """Decoder directions, of length 1 whatever units the weights are in; as `attached`."""
+        W_dec = self.attached()
         return W_dec / torch.linalg.vector_norm(W_dec, dim=1, keepdim=True)
 
     def forward(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
@@ -85,7 +89,7 @@ class _Coder(ActivationFunction, abc.ABC):
 
 
 @final
-class MatchingPursuit(_Coder):
+class MatchingPursuit(Coder):
     """k times, let the latent that explains most of what is left take it.
 
         r = x - b_dec;  k times: i = argmax d_i r, f_i += d_i r, r <- r - (d_i r) d_i
@@ -136,7 +140,7 @@ class MatchingPursuit(_Coder):
 
 
 @final
-class SparseCoding(_Coder):
+class SparseCoding(Coder):
     """Minimize the squared error plus a price on the latents, token by token.
 
         f = argmin 1/2 |x - b_dec - f D|^2 + sum_i penalty_lam(f_i)

@@ -11,6 +11,7 @@ On the frozen linear map of one prompt, where every sum closes:
     attribution         the most influential latents, taken apart in batches
     tracing             `trace`: a prompt in, an `AttributionGraph` out
     interventions       does the model do what the graph says when a latent is changed?
+    reopening           the same for a graph from disk, whose prompt is run again
     attention_scores    why a head looks where it looks: a score as pairs of terms
 
 By gradients through the whole model, over many prompts (sparse feature circuits):
@@ -42,6 +43,7 @@ from saelab.circuits.interventions import (
     measured_effects,
     path_effects,
 )
+from saelab.circuits.reopening import Reopened, reopen
 from saelab.circuits.replacement import LocalReplacement
 from saelab.circuits.targets import LogitTarget
 from saelab.circuits.terms import Contributions, Term
@@ -63,6 +65,7 @@ __all__ = [
     "LocalReplacement",
     "LogitTarget",
     "ReadOuts",
+    "Reopened",
     "Term",
     "TraceConfig",
     "Traced",
@@ -78,6 +81,7 @@ __all__ = [
     "measured_effects",
     "metric_with_only",
     "path_effects",
+    "reopen",
     "trace",
     "trace_terms",
 ]

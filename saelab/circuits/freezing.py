@@ -43,6 +43,8 @@ class Held:
     """By layer, of the last pass: queries [row, head, pos, d_head], rotated."""
     keys: dict[int, Tensor] = field(default_factory=dict)
     """By layer, of the last pass: keys [row, key head, pos, d_head], rotated."""
+    values: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, of the last pass: values [row, key head, pos, d_head]."""
     scaling: dict[int, float] = field(default_factory=dict)
     """By layer: what a query times a key is multiplied by."""
     gains: dict[nn.Module, tuple[Tensor, bool]] = field(default_factory=dict)
@@ -137,7 +139,8 @@ def _attend(
                 scores = scores + attention_mask[..., : scores.shape[-1]]
             wide = torch.promote_types(scores.dtype, torch.float32)
             held.patterns[layer] = scores.softmax(dim=-1, dtype=wide).to(value.dtype)
-    held.queries[layer], held.keys[layer], held.scaling[layer] = query, key, times
+    held.queries[layer], held.keys[layer], held.values[layer] = query, key, value
+    held.scaling[layer] = times
     pattern = held.patterns[layer]
     mixed = pattern @ value.repeat_interleave(heads_per_key, dim=1)
     return mixed.transpose(1, 2).contiguous(), pattern

@@ -27,7 +27,7 @@ from saelab.errors import ConfigError, ModelError, ShapeError
 from saelab.models import Edit, LanguageModel
 from saelab.models.torch_model import TorchModel
 
-__all__ = ["FrozenMap", "ReadOuts", "Skip", "head_of"]
+__all__ = ["FrozenMap", "ReadOuts", "Skip", "head_of", "torch_model"]
 
 
 @final
@@ -91,15 +91,15 @@ class FrozenMap:
             tokens: The prompt.
             cuts: Hook points that are inputs of the map, by canonical name.
             reads: Hook points that are read, by canonical name. The input of the unembedding, and
-                queries and keys ("blocks.L.attn.q", "blocks.L.attn.k": all heads side by side,
-                rotated) are always read.
+                queries, keys and values ("blocks.L.attn.q", "blocks.L.attn.k", "blocks.L.attn.v":
+                all heads side by side, the first two rotated) are always read.
             skips: Linear paths, by the cut they write at.
 
         Raises:
             ModelError: The model is none of transformers, or something in it cannot be held.
             HookPointError: A place does not exist.
         """
-        self.model = _torch_model(model)
+        self.model = torch_model(model)
         self.tokens = tokens.to(model.device, torch.int64)
         self.cuts, self.read_at = tuple(cuts), frozenset(reads)
         self.skips = dict(skips or {})
@@ -191,7 +191,8 @@ class FrozenMap:
         for layer, query in self.held.queries.items():
             seen[f"blocks.{layer}.attn.q"] = query[0].transpose(0, 1).flatten(1)
             seen[f"blocks.{layer}.attn.k"] = self.held.keys[layer][0].transpose(0, 1).flatten(1)
-        self.held.queries, self.held.keys = {}, {}
+            seen[f"blocks.{layer}.attn.v"] = self.held.values[layer][0].transpose(0, 1).flatten(1)
+        self.held.queries, self.held.keys, self.held.values = {}, {}, {}
         if values is None:
             self.inputs = {hook: self.inputs[hook] for hook in self.cuts}  # in the order asked
         return seen, logits
@@ -232,7 +233,7 @@ def head_of(model: LanguageModel) -> tuple[str, Float[Tensor, "d_vocab d_model"]
     Raises:
         ModelError: The model has none that saelab knows.
     """
-    module: Any = _torch_model(model).module
+    module: Any = torch_model(model).module
     head = module.get_output_embeddings()
     path = next((p for p, sub in module.named_modules() if sub is head and p), None)
     if not isinstance(head, nn.Linear) or path is None:
@@ -244,7 +245,12 @@ def head_of(model: LanguageModel) -> tuple[str, Float[Tensor, "d_vocab d_model"]
     return f"{path}.input", head.weight.detach(), bias
 
 
-def _torch_model(model: LanguageModel) -> TorchModel:
+def torch_model(model: LanguageModel) -> TorchModel:
+    """The model, once it is sure to be one of transformers.
+
+    Raises:
+        ModelError: It is not.
+    """
     if not isinstance(model, TorchModel) or not hasattr(model.module, "get_output_embeddings"):
         raise ModelError(
             f"Circuits are traced in transformers models; {type(model).__name__} over "

@@ -50,6 +50,9 @@ class LocalReplacement:
         first_position_as_error: Whether everything written at position 0 counts as error.
             Dictionaries are not trained there, where models park attention.
         reads: Further hook points that read-outs may read, by name.
+        cut_heads: Whether what heads give, before W_O, is an input too, an error where no
+            dictionary writes it: a sum is then over what reaches a read-out directly, at its own
+            position.
 
     Raises:
         ConfigError: The dictionaries cannot be traced.
@@ -65,6 +68,7 @@ class LocalReplacement:
         *,
         first_position_as_error: bool = True,
         reads: Sequence[str] = (),
+        cut_heads: bool = False,
     ) -> None:
         if not len(tokens):
             raise DataError("The prompt has no token. Give some text, or a model with a BOS.")
@@ -77,7 +81,8 @@ class LocalReplacement:
         written = {one.hook: one for one in self.dictionaries.written}
         self.embedding = model.hook_point("hook_embed").name
         self.position_embeddings = _position_embeddings(model)
-        self.cuts = _written_cuts(model, written)
+        self.cut_heads = cut_heads
+        self.cuts = _written_cuts(model, written, cut_heads)
         """Places written, in the model's order: the rows of `errors`."""
         self.map = FrozenMap(
             model,
@@ -221,10 +226,15 @@ class LocalReplacement:
         return self.covered[:, None] * self.written[cut].bias.to(values)
 
 
-def _written_cuts(model: LanguageModel, written: Mapping[str, Written]) -> tuple[str, ...]:
-    """Every MLP's output, and wherever else a dictionary writes, in the order the model runs."""
+def _written_cuts(
+    model: LanguageModel, written: Mapping[str, Written], cut_heads: bool
+) -> tuple[str, ...]:
+    """Every MLP's output, and wherever else something is written, in the order the model runs."""
     cuts = []
     for layer in range(model.n_layers):
+        heads = model.hook_point(f"blocks.{layer}.attn.hook_z").name if cut_heads else None
+        if heads is not None and heads not in written:
+            cuts.append(heads)
         if not any(name in written for name in mlp_outputs(model, layer)):
             cuts.append(model.hook_point(f"blocks.{layer}.hook_mlp_out").name)
     places = [point.name for point in model.hook_points()]

@@ -1,7 +1,7 @@
 """The command line: one verb each, one line and exit status 2 for a user's error.
 
-    saelab quickstart · plan · harvest · train · sweep · evaluate · atlas · map · explain ·
-    steer · trace · pareto · explore · import · export · doctor
+    saelab quickstart · plan · harvest · train · sweep · evaluate · atlas · map · geometry ·
+    documents · explain · steer · trace · pareto · explore · import · export · doctor
 
 A `SaelabError` is the user's to mend and becomes one line; any other exception is a bug of ours
 and keeps its traceback.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from saelab.cli import (
     atlas,
+    collecting,
     data,
     dictionaries,
     explaining,
@@ -20,6 +21,7 @@ from saelab.cli import (
     importing,
     start,
     steering,
+    surveying,
     sweeping,
     tracing,
     training,
@@ -42,6 +44,8 @@ VERBS: dict[str, Verb] = {
         dictionaries.EVALUATE,
         atlas.ATLAS,
         atlas.MAP,
+        surveying.GEOMETRY,
+        collecting.DOCUMENTS,
         explaining.EXPLAIN,
         steering.STEER,
         tracing.TRACE,

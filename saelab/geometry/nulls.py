@@ -7,6 +7,7 @@ give less than 1/101.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -79,6 +80,17 @@ class AgainstNull:
             "z": self.z,
             "p": self.p,
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "AgainstNull":
+        """From what `to_json` gave; mean, spread, z and p are computed again.
+
+        >>> one = AgainstNull(value=0.5, draws=(0.0, 0.1), null="labels shuffled")
+        >>> AgainstNull.from_json(one.to_json()) == one
+        True
+        """
+        draws = tuple(float(draw) for draw in value["draws"])
+        return cls(value=float(value["value"]), draws=draws, null=str(value["null"]))
 
     def __str__(self) -> str:
         """One line: value, null, effect size, and then its significance."""

@@ -22,7 +22,12 @@ from saelab.geometry.clouds import matched_gaussian
 from saelab.geometry.matching import neighbors
 from saelab.geometry.nulls import AgainstNull, checked_directions
 
-__all__ = ["DifferenceClasses", "difference_classes"]
+__all__ = [
+    "DifferenceClasses",
+    "difference_classes",
+    "difference_cosines",
+    "neighbor_pairs",
+]
 
 
 @final
@@ -92,7 +97,7 @@ def difference_classes(
     generator = torch.Generator().manual_seed(seed)
 
     def look(cloud: Tensor) -> tuple[list[list[tuple[int, int]]], int, float, float]:
-        pairs = _pairs(cloud, n_neighbors, max_differences, generator)
+        pairs = neighbor_pairs(cloud, n_neighbors, max_differences, generator)
         classes, best = _classes(cloud, pairs, bar, least)
         members = sum(map(len, classes))
         return classes, len(pairs), members / max(1, len(pairs)), best
@@ -112,9 +117,10 @@ def difference_classes(
     )
 
 
-def _pairs(
-    unit: Tensor, n_neighbors: int, most: int, generator: torch.Generator
+def neighbor_pairs(
+    unit: Float[Tensor, "latent d"], n_neighbors: int, most: int, generator: torch.Generator
 ) -> Int[Tensor, "pair two"]:
+    """Each latent with its nearest ones, every pair once, thinned out at random to `most`."""
     near, _ = neighbors(unit, n=n_neighbors)
     pairs = torch.stack(
         [torch.arange(len(unit)).repeat_interleave(n_neighbors), near.flatten()], dim=1
@@ -125,16 +131,26 @@ def _pairs(
     return pairs
 
 
-def _classes(
-    unit: Tensor, pairs: Tensor, bar: float, least: int
-) -> tuple[list[list[tuple[int, int]]], float]:
+def difference_cosines(
+    unit: Float[Tensor, "latent d"], pairs: Int[Tensor, "pair two"]
+) -> Float[Tensor, "pair pair"]:
+    """Cosine of every two differences; 0 for two that share a latent, and with itself."""
     differences = unit[pairs[:, 0]] - unit[pairs[:, 1]]
     lengths = differences.norm(dim=1, keepdim=True)
     # Two equal directions have no difference; it stays zero and is parallel to nothing.
     cosines = differences / torch.where(lengths > 1e-6, lengths, torch.inf)
     cosines = cosines @ cosines.T
-    shared = (pairs[:, None, :, None] == pairs[None, :, None, :]).flatten(2).any(2)
-    cosines.masked_fill_(shared, 0)
+    first, second = pairs.unbind(1)
+    for one in (first, second):
+        for other in (first, second):
+            cosines.masked_fill_(one[:, None] == other[None, :], 0)
+    return cosines
+
+
+def _classes(
+    unit: Tensor, pairs: Tensor, bar: float, least: int
+) -> tuple[list[list[tuple[int, int]]], float]:
+    cosines = difference_cosines(unit, pairs)
     size = cosines.abs()
     best = float(size.amax(1).mean())
     parallel = size >= bar

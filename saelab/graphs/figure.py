@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, final
 
+from saelab.graphs.cards import hover_card, short_name
 from saelab.graphs.node import READ_OUTS, Node
 from saelab.graphs.texts import one_line
 from saelab.plots import ACCENT, NEGATIVE, POSITIVE, template
@@ -161,7 +162,7 @@ def _edge_traces(
         middles["x"].append((start.x + end.x) / 2)
         middles["y"].append((start.y + end.y) / 2)
         ends = [graph.nodes[source[edge]], graph.nodes[target[edge]]]
-        named = " \u2192 ".join(escape(_short(node, graph)) for node in ends)
+        named = " \u2192 ".join(escape(short_name(node, graph)) for node in ends)
         card = f"{named}<br>contribution {weight[edge]:+.4g}<br>influence {scores[edge]:.3g}"
         middles["customdata"].append(card)
     traces: list[dict[str, Any]] = [
@@ -203,7 +204,7 @@ def _node_traces(graph: "AttributionGraph", places: list[_Place]) -> list[dict[s
                         "width": [2.5 if one else 1 for one in pinned],
                     },
                 },
-                "customdata": [_card(graph, at, float(influence[at])) for at in chosen],
+                "customdata": [hover_card(graph, at, float(influence[at])) for at in chosen],
                 "hovertemplate": "%{customdata}<extra></extra>",
                 "name": kind.replace("_", " "),
             }
@@ -216,41 +217,6 @@ def _sizes(graph: "AttributionGraph") -> list[float]:
     amount = graph.influence() + graph.weights.double()
     largest = float(amount.max()) or 1.0
     return (7 + 21 * (amount / largest).sqrt()).tolist()
-
-
-def _short(node: Node, graph: "AttributionGraph") -> str:
-    """The label, a token's text, or the number of a latent."""
-    if node.label:
-        return one_line(node.label, 22)
-    if node.kind == "token" and node.position is not None:
-        return one_line(graph.tokens[node.position], 22)
-    if node.kind == "latent" and node.index is not None:
-        return f"{node.layer}/{node.index}"
-    if node.kind == "head":
-        return f"head {node.layer}.{node.index}"
-    return node.kind.replace("_", " ")
-
-
-def _card(graph: "AttributionGraph", at: int, influence: float) -> str:
-    """What a reader sees on hovering: escaped, since plotly reads some markup."""
-    node = graph.nodes[at]
-    group = next((name for name, ids in graph.groups.items() if node.id in ids), None)
-    lines = [f"<b>{escape(one_line(_short(node, graph), 60))}</b>", escape(node.name)]
-    if node.hook:
-        lines.append(f"reads {escape(one_line(node.hook, 60))}")
-    if node.value is not None:
-        lines.append(f"{'logit' if node.kind == 'logit' else 'activation'} {node.value:.4g}")
-    if node.probability is not None:
-        lines.append(f"probability {node.probability:.1%}")
-    if node.kind not in READ_OUTS:
-        lines.append(f"influence {influence:.3g}")
-    if group is not None:
-        lines.append(f"in {escape(one_line(group, 60))}")
-    for word, edges in (("from", graph.into(node)), ("to", graph.out_of(node))):
-        for edge in edges[:3]:
-            other = edge.source if word == "from" else edge.target
-            lines.append(f"{edge.weight:+.3g} {word} {escape(_short(other, graph))}")
-    return "<br>".join(lines)
 
 
 def _annotations(
@@ -268,7 +234,7 @@ def _annotations(
     notes, sizes, taken = [], _sizes(graph), []
     for at in dict.fromkeys([*always, *inner[:max_labels]]):
         node, place = graph.nodes[at], places[at]
-        text = _short(node, graph)
+        text = short_name(node, graph)
         if node.probability is not None and node.kind in READ_OUTS:
             text += f" {node.probability:.0%}"
         half = len(text) * _LETTER * max(len(graph.tokens), 1) / 2

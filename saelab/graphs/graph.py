@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.errors import ConfigError, DataError
+from saelab.errors import DataError
 from saelab.graphs.editing import labeled, part_of
 from saelab.graphs.influence import cumulative_share, in_shares, in_sums, propagate
-from saelab.graphs.node import READ_OUTS, Edge, Node
-from saelab.graphs.pruning import Pruning, edge_scores, keep
+from saelab.graphs.node import Edge, Node
+from saelab.graphs.pruning import Pruning, edge_scores
 from saelab.graphs.validation import check_groups, check_memory, check_parts, check_prompt
 
 __all__ = ["AttributionGraph", "Edge", "Node"]
@@ -126,6 +126,12 @@ class AttributionGraph:
     def n_edges(self) -> int:
         """How many edges there are."""
         return len(self.weight)
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model whose prompt it is; empty if it was not recorded."""
+        about = self.metadata.get("model") or ""
+        return str(about.get("name") or "") if isinstance(about, dict) else str(about)
 
     def __len__(self) -> int:
         """How many nodes there are."""
@@ -271,29 +277,9 @@ class AttributionGraph:
         Raises:
             ConfigError: A threshold is out of range, or the graph was pruned before.
         """
-        from saelab.graphs.scores import remember
+        from saelab.graphs.pruner import Pruner
 
-        for name, value in (("node", node_threshold), ("edge", edge_threshold)):
-            if not 0 < value <= 1:
-                raise ConfigError(f"{name}_threshold is {value}; it lies above 0 and up to 1.")
-        if self.pruning is not None:
-            raise ConfigError(
-                "This graph was pruned before, and thresholds are shares of a whole graph. Prune "
-                "the graph it was made from."
-            )
-        always = self.of_kind("token", *READ_OUTS)
-        nodes, edges = keep(
-            self.source,
-            self.target,
-            self.weight,
-            self.weights,
-            always,
-            self.of_kind("latent", "head"),
-            node_threshold,
-            edge_threshold,
-        )
-        part = part_of(self, nodes, edges)
-        return replace(part, pruning=remember(self, nodes, edges, node_threshold, edge_threshold))
+        return Pruner(self).at(node_threshold, edge_threshold)
 
     def subgraph(self, ids: Iterable[str]) -> "AttributionGraph":
         """Some nodes and the edges among them; what the others contributed is in `dropped`."""

@@ -40,12 +40,11 @@ def graph_page(graph: "AttributionGraph", paths: int = 20) -> str:
         for node in sorted(answers, key=lambda node: -(node.probability or 0.0))[:3]
     )
     prompt = one_line("".join(graph.tokens).strip(), 90)
-    model = graph.metadata.get("model")
     return figures_page(
         eyebrow="Attribution graph",
         title=f"Why does \u201c{prompt}\u201d lead to {named or 'nothing'}?",
         lead=f"{len(graph):,} nodes and {graph.n_edges:,} edges"
-        + (f" of {one_line(str(model), 80)}" if model else "")
+        + (f" of {one_line(graph.model_name, 80)}" if graph.model_name else "")
         + f". Prompt, token by token: {' | '.join(one_line(token) for token in graph.tokens)}",
         warnings=_doubts(graph, found),
         cards=_cards(graph, found),

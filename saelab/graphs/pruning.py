@@ -59,6 +59,7 @@ def keep(
     target: Int[Tensor, " edge"],
     weight: Float[Tensor, " edge"],
     weights: Float[Tensor, " node"],
+    influence: Float[Tensor, " node"],
     always: Bool[Tensor, " node"],
     inner: Bool[Tensor, " node"],
     node_threshold: float,
@@ -75,6 +76,7 @@ def keep(
         target: Downstream node of each edge.
         weight: Signed contribution of each edge.
         weights: Of the read-outs, 0 elsewhere.
+        influence: Of each node, in the whole graph.
         always: Nodes that stay whatever happens: tokens and read-outs.
         inner: Nodes that need in-edges as well as out-edges: latents and heads.
         node_threshold: 0 to 1; 1 keeps every node.
@@ -83,10 +85,8 @@ def keep(
     Returns:
         One mask for nodes and one for edges.
     """
-    n_nodes = len(weights)
     if node_threshold >= 1 and edge_threshold >= 1:
         return torch.ones_like(always), torch.ones_like(source, dtype=torch.bool)
-    influence = propagate(source, target, in_shares(target, weight, n_nodes), weights.double())
     nodes = reaching(influence, node_threshold) | always
     edges = nodes[source] & nodes[target]
     scores = edge_scores(source[edges], target[edges], weight[edges], weights)

@@ -15,7 +15,6 @@ and count as complete: read replacement first.
 Source: Ameisen et al. 2025, "Circuit tracing"; circuit-tracer. Floors are ours.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -25,12 +24,11 @@ from torch import Tensor
 from saelab.errors import DataError
 from saelab.graphs.influence import in_sums, propagate
 from saelab.graphs.node import INPUTS
-from saelab.graphs.pruning import Pruning
 
 if TYPE_CHECKING:
     from saelab.graphs.graph import AttributionGraph
 
-__all__ = ["Scores", "remember", "scores"]
+__all__ = ["Scores", "scores"]
 
 
 @final
@@ -92,41 +90,3 @@ def _both(graph: "AttributionGraph", errors: Bool[Tensor, " node"]) -> tuple[flo
     error_share = in_sums(graph.target, shares * errors[graph.source], len(graph))
     complete = float((through * (1 - error_share)).sum() / through.sum())
     return explained / (explained + missed), complete
-
-
-def remember(
-    whole: "AttributionGraph",
-    nodes: Bool[Tensor, " node"],
-    edges: Bool[Tensor, " edge"],
-    node_threshold: float,
-    edge_threshold: float,
-) -> Pruning:
-    """What a part of a graph should remember of the whole."""
-    try:
-        found: Scores | None = scores(whole)
-    except DataError:
-        found = None
-    influence, edge_scores = whole.influence(), whole.edge_scores()
-    gone = Counter(
-        n.kind for n, stays in zip(whole.nodes, nodes.tolist(), strict=True) if not stays
-    )
-    return Pruning(
-        node_threshold=float(node_threshold),
-        edge_threshold=float(edge_threshold),
-        nodes=len(whole),
-        edges=whole.n_edges,
-        node_share=_share(influence, nodes),
-        edge_share=_share(edge_scores, edges),
-        replacement=found and found.replacement,
-        completeness=found and found.completeness,
-        replacement_floor=found and found.replacement_floor,
-        completeness_floor=found and found.completeness_floor,
-        dropped=tuple(sorted(gone.items())),
-        influence=tuple(influence[nodes].tolist()),
-        cumulative=tuple(whole.cumulative()[nodes].tolist()),
-    )
-
-
-def _share(scores: Tensor, kept: Tensor) -> float:
-    whole = float(scores.sum())
-    return float(scores[kept].sum()) / whole if whole > 0 else 1.0

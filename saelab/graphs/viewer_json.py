@@ -188,7 +188,7 @@ def _metadata(
         version = packages.version("saelab")
     except packages.PackageNotFoundError:
         version = "unknown"
-    model = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(graph.metadata.get("model") or "")).strip("-")
+    model = re.sub(r"[^A-Za-z0-9_.-]+", "-", graph.model_name).strip("-")
     return {
         "slug": _checked("slug", path.name.removesuffix(".json")),
         "scan": _checked("scan", scan) if scan is not None else model or "unknown",

@@ -42,6 +42,7 @@ from saelab.probing.optimal import BestSupport, best_support
 from saelab.probing.pooling import Pooling, pool, pool_codes, two_halves
 from saelab.probing.ranking import adaptive_thresholding, mean_difference
 from saelab.probing.roles import RoleConfig, Roles, UnitRole, find_roles
+from saelab.probing.saved_roles import SavedRoles, load_roles, save_roles
 from saelab.probing.sparse_probing import (
     Controls,
     Method,
@@ -76,6 +77,7 @@ __all__ = [
     "ProbeReport",
     "RoleConfig",
     "Roles",
+    "SavedRoles",
     "Scores",
     "SparsityProfile",
     "UnitRole",
@@ -96,6 +98,7 @@ __all__ = [
     "group_numbers",
     "learn_mask",
     "load_data_set",
+    "load_roles",
     "mean_difference",
     "measure_absorption",
     "measure_mask",
@@ -105,6 +108,7 @@ __all__ = [
     "pooled_texts",
     "read_examples",
     "read_labeled_csv",
+    "save_roles",
     "score",
     "sparse_probe",
     "sparsity_profile",

@@ -81,28 +81,42 @@ def data_set_names(folder: str | Path | None = None) -> list[str]:
     return list(_index(_data_folder(folder)))
 
 
-def load_data_set(name: str, folder: str | Path | None = None) -> LabeledTexts:
-    """Open one binary data set of sae-probes.
+def load_data_set(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    negative: Sequence[str] = (),
+    positive: Sequence[str] = (),
+) -> LabeledTexts:
+    """Open one binary data set of sae-probes, or two groups of labels of another one.
 
     Args:
-        name: One of `data_set_names`.
+        name: One of `data_set_names`; any data set of the package if labels are given.
         folder: As in `data_set_names`.
+        negative: Labels of the negative texts, one or two stars, say; texts of labels that are in
+            neither group are left out. Leave both empty for a binary data set.
+        positive: Labels of the positive texts.
 
     Raises:
-        CorpusError: The package is not there, has no such data set, or the file is damaged.
+        CorpusError: The package is not there, has no such data set or label, or the file is
+            damaged.
     """
     data = _data_folder(folder)
-    index = _index(data)
+    grouped = bool(negative or positive)
+    index = _index(data, binary=not grouped)
     if name not in index:
         near = difflib.get_close_matches(name, index, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise CorpusError(
-            f"sae-probes has no binary data set '{name}'.{hint} It has {len(index)}: "
-            f"{', '.join(list(index)[:4])}, ..."
+            f"sae-probes has no {'' if grouped else 'binary '}data set '{name}'.{hint} It has "
+            f"{len(index)}: {', '.join(list(index)[:4])}, ..."
         )
     path = data / f"{index[name]}.zst"
     licence = "MIT package of data sets with terms of their own; see its index for their origins"
-    return _labeled(_table(path), name, str(path), "prompt", "target", licence)
+    table = _table(path)
+    if grouped:
+        table = _grouped(table, str(path), tuple(negative), tuple(positive))
+    return _labeled(table, name, str(path), "prompt", "target", licence)
 
 
 def read_labeled_csv(
@@ -121,6 +135,20 @@ def read_labeled_csv(
     path = Path(path)
     name = path.name.removesuffix(".zst").removesuffix(".csv")
     return _labeled(_table(path), name, str(path), text_field, label_field, "unknown")
+
+
+def _grouped(table: Any, path: str, negative: tuple[str, ...], positive: tuple[str, ...]) -> Any:
+    """The table with two labels, "0 ..." and "1 ...", each standing for a group of labels."""
+    there = set(table["target"]) if "target" in table.columns else set()
+    if not negative or not positive or {*negative, *positive} - there or {*negative} & {*positive}:
+        raise CorpusError(
+            f"Labels {negative} against {positive} of {path}: give two groups that share none, of "
+            f"its labels {', '.join(sorted(there)[:10])}."
+        )
+    names = {one: f"0 {'/'.join(negative)}" for one in negative}
+    names |= {one: f"1 {'/'.join(positive)}" for one in positive}
+    kept = table[table["target"].isin(list(names))]
+    return kept.assign(target=kept["target"].map(names))
 
 
 def _labeled(
@@ -165,11 +193,12 @@ def _different(texts: Sequence[str], targets: Sequence[str]) -> tuple[list[int],
     return kept, len(texts) - contradicting - len(kept), contradicting
 
 
-def _index(data: Path) -> dict[str, str]:
-    """Name of each binary data set -> its file, relative to the data folder."""
+def _index(data: Path, *, binary: bool = True) -> dict[str, str]:
+    """Name of each data set -> its file, relative to the data folder."""
     table = _table(data / _INDEX)
-    binary = table[table["Data type"] == "Binary Classification"]
-    files = zip(binary["Dataset Tag"], binary["Dataset save name"], strict=True)
+    if binary:
+        table = table[table["Data type"] == "Binary Classification"]
+    files = zip(table["Dataset Tag"], table["Dataset save name"], strict=True)
     return {tag: file for tag, file in files if (data / f"{file}.zst").is_file()}
 
 

@@ -21,6 +21,7 @@ Any other direction is pushed along in the same way, and all are measured by the
 """
 
 from saelab.steering.active import Positions, ablate, clamp, intervene, scale, splice, steer
+from saelab.steering.code_descent import DescendCode, DescentConfig, Prototypes, prototypes
 from saelab.steering.code_push import PushCode
 from saelab.steering.concepts import Concept, Continuation, Detector, Scorer, Words, word_tokens
 from saelab.steering.contrasts import (
@@ -35,6 +36,7 @@ from saelab.steering.directions import (
     random_direction,
     random_latents,
 )
+from saelab.steering.forcing import ForceCodes
 from saelab.steering.interventions import Clamp, Intervention, Push, PushAlong, Scale, Splice
 from saelab.steering.learned import LearnConfig, Learned, Preference, learn_push
 from saelab.steering.measuring import SteeringConfig, mean_norm, measure_steering
@@ -49,8 +51,11 @@ __all__ = [
     "Concept",
     "Continuation",
     "Curve",
+    "DescendCode",
+    "DescentConfig",
     "Detector",
     "Direction",
+    "ForceCodes",
     "Intervention",
     "LearnConfig",
     "Learned",
@@ -60,6 +65,7 @@ __all__ = [
     "Positions",
     "Preference",
     "PromptOutcome",
+    "Prototypes",
     "Push",
     "PushAlong",
     "PushCode",
@@ -84,6 +90,7 @@ __all__ = [
     "output_scores",
     "principal_direction",
     "probe_direction",
+    "prototypes",
     "random_direction",
     "random_latents",
     "save_interventions",

@@ -18,7 +18,7 @@ from saelab.errors import ConfigError
 from saelab.sae import SAE
 from saelab.steering.interventions import DictionaryEdit
 
-__all__ = ["KEEP", "PushCode"]
+__all__ = ["KEEP", "PushCode", "check_keep", "keep_code"]
 
 KEEP = ("relu", "select", "none")
 """What may be done to the pushed code."""
@@ -48,21 +48,12 @@ class PushCode(DictionaryEdit):
                 f"A push of codes needs one number per latent, [{self.sae.d_sae}]; found "
                 f"{list(self.vector.shape)}."
             )
-        if self.keep not in KEEP:
-            raise ConfigError(f"keep={self.keep!r} is none of {', '.join(KEEP)}.")
-        if self.keep == "relu" and self.sae.activation.signed:
-            raise ConfigError(
-                "keep='relu' would drop the negative latents of a signed dictionary. Use 'select'."
-            )
+        check_keep(self.sae, self.keep)
 
     def change(self, read: Tensor, written: Tensor, place: Tensor) -> Tensor:  # noqa: ARG002
         """h + D (g(f + m v) - f)."""
         own = self.sae.encode(read).dense().float()
-        pushed = own + self.strength * self.vector.to(own.device)
-        if self.keep == "relu":
-            pushed = pushed.relu()
-        elif self.keep == "select":
-            pushed = self.sae.activation(pushed)
+        pushed = keep_code(self.sae, own + self.strength * self.vector.to(own.device), self.keep)
         directions = self.sae.W_dec.detach().float() / self.sae.normalization.scale_out
         amount = (pushed - own) @ directions
         return (written.float() + amount.to(written.device)).to(written.dtype)
@@ -74,3 +65,26 @@ class PushCode(DictionaryEdit):
     def support(self, tolerance: float = 0.0) -> int:
         """Latents whose number is beyond the tolerance."""
         return int((self.vector.abs() > tolerance).sum())
+
+
+def check_keep(sae: SAE, keep: str) -> None:
+    """Refuse a g that is unknown, or that does not suit the dictionary.
+
+    Raises:
+        ConfigError: It is none of `KEEP`, or would drop half of every signed latent.
+    """
+    if keep not in KEEP:
+        raise ConfigError(f"keep={keep!r} is none of {', '.join(KEEP)}.")
+    if keep == "relu" and sae.activation.signed:
+        raise ConfigError(
+            "keep='relu' would drop the negative latents of a signed dictionary. Use 'select'."
+        )
+
+
+def keep_code(
+    sae: SAE, code: Float[Tensor, "token d_sae"], keep: str
+) -> Float[Tensor, "token d_sae"]:
+    """g: what makes a changed code a code of the dictionary again; see the module."""
+    if keep == "relu":
+        return code.relu()
+    return sae.activation(code) if keep == "select" else code

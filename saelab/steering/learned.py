@@ -38,7 +38,14 @@ from saelab.steering.code_push import PushCode
 from saelab.steering.directions import Direction, written_by
 from saelab.steering.interventions import Intervention, PushAlong
 
-__all__ = ["LearnConfig", "Learned", "Preference", "learn_push", "preference_loss"]
+__all__ = [
+    "LearnConfig",
+    "Learned",
+    "Preference",
+    "held_out_preference",
+    "learn_push",
+    "preference_loss",
+]
 
 
 @final
@@ -170,6 +177,29 @@ def learn_push(
         if progress is not None:
             progress(step + 1, config.steps, "pairs")
     return Learned(vector=vector.detach(), hook=place, sae=sae, losses=tuple(losses), config=config)
+
+
+@torch.no_grad()
+def held_out_preference(
+    model: LanguageModel, pairs: Sequence[Preference], push: Intervention
+) -> Float[Tensor, " pair"]:
+    """delta - delta_0 of each pair under some push, in nats.
+
+    Positive where the chosen answer became likelier beside the rejected one.
+
+    Raises:
+        DataError: There is no pair, or an answer is empty.
+    """
+    rows = [_Rows(model, pair) for pair in pairs]
+    if not rows:
+        raise DataError("No pairs of answers were given.")
+
+    def deltas() -> Tensor:
+        return torch.cat([_deltas(model, rows[i : i + 8]) for i in range(0, len(rows), 8)]).cpu()
+
+    before = deltas()
+    with intervene(model, [push]):
+        return deltas() - before
 
 
 def preference_loss(

@@ -1,12 +1,13 @@
 """How is an intervention kept in a file? A small JSON, and the directions beside it.
 
     NAME.json          the edits, in the order they are applied, and the positions
-    NAME.safetensors   vectors of directions that no dictionary holds; only if there are any
+    NAME.safetensors   vectors and prototypes that no dictionary holds; only if there are any
 
 Dictionaries are named by their hook points and sizes, not copied.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from saelab.errors import CheckpointError, ConfigError, SaelabError
 from saelab.files import read_json, read_tensors, write_json, write_tensors
 from saelab.sae import SAE
+from saelab.steering.code_descent import DescendCode, DescentConfig, Prototypes
 from saelab.steering.code_push import PushCode
 from saelab.steering.directions import Direction
+from saelab.steering.forcing import ForceCodes
 from saelab.steering.interventions import (
     Clamp,
     Intervention,
@@ -48,6 +51,8 @@ def save_interventions(path: str | Path, interventions: Sequence[Intervention]) 
             vectors[str(place)] = one.direction.vector.contiguous()
         if isinstance(one, PushCode):
             vectors[str(place)] = one.vector.detach().float().contiguous()
+        if isinstance(one, DescendCode):
+            vectors[str(place)] = one.prototypes.codes.detach().float().contiguous()
         if (sae := one.dictionary) is not None:
             row |= {"hook": sae.hook, "hook_out": sae.hook_out, "d_sae": sae.d_sae}
         rows.append(row)
@@ -112,6 +117,11 @@ def _read(
         )
     if kind == PushCode.kind:
         return _of_code(path, row, fitting[0], vector)
+    if kind == DescendCode.kind:
+        return _descent(path, row, fitting[0], vector)
+    if kind == ForceCodes.kind:
+        codes = [int(code) for code in row.get("codes", ())]
+        return ForceCodes(fitting[0], codes, keep_error=bool(row.get("keep_error", False)))
     if kind == Push.kind:
         return Push(fitting[0], values)
     if kind == Clamp.kind:
@@ -127,6 +137,17 @@ def _of_code(path: str | Path, row: Mapping[str, Any], sae: SAE, vector: Tensor 
     if vector is None or "strength" not in row or "keep" not in row:
         raise CheckpointError(f"{path} names a push of codes without its vector or strength.")
     return PushCode(sae, vector, float(row["strength"]), str(row["keep"]))
+
+
+def _descent(
+    path: str | Path, row: Mapping[str, Any], sae: SAE, codes: Tensor | None
+) -> DescendCode:
+    if codes is None or codes.ndim != 2 or "target" not in row or "kinds" not in row:
+        raise CheckpointError(f"{path} names a descent without its target or prototypes.")
+    known = {one.name for one in fields(DescentConfig)}
+    config = DescentConfig(**{name: row[name] for name in known & set(row)})
+    kinds = Prototypes(names=tuple(map(str, row["kinds"])), codes=codes)
+    return DescendCode(sae, kinds, str(row["target"]), config)
 
 
 def _along(path: str | Path, row: Mapping[str, Any], vector: Tensor | None) -> PushAlong:

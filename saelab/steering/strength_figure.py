@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["strength_figure"]
 
+COLORS = (ACCENT, "#c2571a", "#3b6fd4", "#8a4fb5")
+"""Of the directions that are no controls, in their order."""
+
 
 def strength_figure(report: SteeringReport) -> "Figure":
     """The concept's gain, KL on held-out text and perplexity against the length of the push.
@@ -28,6 +31,7 @@ def strength_figure(report: SteeringReport) -> "Figure":
     figure = make_subplots(
         rows=1, cols=3, horizontal_spacing=0.09, subplot_titles=[name for name, _ in panels]
     )
+    directions = [curve.name for curve in report.curves if not curve.control]
     for column, (name, value) in enumerate(panels, start=1):
         for curve in report.curves:
             points = sorted([report.clean, *curve.points], key=lambda one: one.strength)
@@ -40,7 +44,10 @@ def strength_figure(report: SteeringReport) -> "Figure":
                 showlegend=column == 1,
                 line={"width": 1.6, "dash": "dot", "color": CONTROL}
                 if curve.control
-                else {"width": 2.6, "color": ACCENT},
+                else {
+                    "width": 2.6,
+                    "color": COLORS[directions.index(curve.name) % len(COLORS)],
+                },
                 marker={
                     "size": 6,
                     "symbol": "diamond-open" if "latent" in curve.name else "circle-open",

@@ -75,6 +75,11 @@ def test_everything_is_measured_of_a_dictionary_signed_or_not(activation):
     assert "<b>run" not in html
     assert "Every number beside its null" in html
     json.dumps([one.to_json() for _, _, one in found.rows()], allow_nan=False)
+    both = {"<b>first": found, "second": found}
+    lines = probe.table_of_runs(both)
+    assert len(lines) == 1 + 2 * (len(found.rows()) + 4)
+    assert sum("<b>first" in line for line in lines) == sum("second" in line for line in lines)
+    assert "<b>first" not in probe.page_of_runs(both)
 
 
 def test_the_program_has_help(capsys):
@@ -89,3 +94,5 @@ def test_the_program_has_help(capsys):
 def test_a_run_that_is_not_there_is_one_line(capsys, tmp_path):
     assert probe.main([str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+    assert probe.main([]) == probe.main(["a", "--runs", "b"]) == 2
+    assert capsys.readouterr().err.count("Name one run, or several after --runs") == 2

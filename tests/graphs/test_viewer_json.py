@@ -250,6 +250,12 @@ def test_every_node_has_every_key_with_its_type(tmp_path: Path, format: str) -> 
         assert body["metadata"]["schema_version"] == 1
 
 
+def test_the_scan_is_the_name_of_the_model_that_was_traced(tmp_path: Path) -> None:
+    about = {"name": "org/a model", "weights": "sha256:12", "conventions": "raw"}
+    graph = hand_graph(metadata={"model": about, "n_layers": 2})
+    assert exported(graph, tmp_path, "circuit-tracer")["metadata"]["scan"] == "org-a-model"
+
+
 def test_heads_are_lorsa_for_neuronpedia_and_named_latents_for_circuit_tracer(
     tmp_path: Path,
 ) -> None:

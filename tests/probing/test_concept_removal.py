@@ -148,3 +148,14 @@ def test_missing_classes_and_transcoders_are_refused() -> None:
         spurious_removal(texts, classes % 2, classes % 2, divide(classes))
     with pytest.raises(ConfigError, match="writes where it reads"):
         pooled_texts(SAE(D, 8, ReLU(), hook="a", hook_out="b"), x, example)
+
+
+def test_turning_signed_latents_around_removes_the_same() -> None:
+    x, wanted, spurious = _correlated()
+    division, found = divide(2 * wanted + spurious), []
+    for sign in (torch.ones(D), torch.where(torch.arange(D) % 2 == 0, -1.0, 1.0)):
+        sae = _oracle(AbsTopK(D), sign, torch.eye(D))
+        texts = pooled_texts(sae, x, torch.arange(len(x)))
+        found += spurious_removal(texts, wanted, spurious, division, n_latents=[2, 6])
+    assert [one.score for one in found[:2]] == pytest.approx([one.score for one in found[2:]])
+    assert found[0].score is not None and found[0].score > 0.9

@@ -50,6 +50,22 @@ def test_a_data_set_gives_every_text_once(folder: Path) -> None:
     assert (found.n_repeated, found.n_contradicting) == (1, 2)
 
 
+def test_labels_can_be_put_together_and_others_left_out(folder: Path) -> None:
+    data = folder / "sae_probes" / "data"
+    rows = "prompt,prompt_len,target\nbad,1,0\nsad,1,1\nso so,1,2\ngood,1,3\nfine,1,4\nsad,1,4\n"
+    _write(data / "cleaned_data" / "6_year.csv.zst", rows)
+    found = load_data_set("year", folder, negative=["0", "1"], positive=["3", "4"])
+    assert found.texts == ["bad", "good", "fine"]  # "sad" carries both labels
+    assert found.positive.tolist() == [False, True, True]
+    assert found.labels == ("0 0/1", "1 3/4")
+    for groups in ({"negative": ["0"]}, {"negative": ["0"], "positive": ["9"]},
+                   {"negative": ["0", "1"], "positive": ["1"]}):  # fmt: skip
+        with pytest.raises(CorpusError, match="give two groups that share none"):
+            load_data_set("year", folder, **groups)
+    with pytest.raises(CorpusError, match="no binary data set 'year'"):
+        load_data_set("year", folder)
+
+
 def test_a_sample_is_balanced_and_repeatable(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("prompt,target\n" + "".join(f"text {i},{i % 3 == 0}\n" for i in range(90)))

@@ -133,3 +133,19 @@ def test_sides_without_a_kind_of_pair_are_refused() -> None:
         )
     with pytest.raises(ConfigError, match="positive numbers"):
         InterchangeConfig(n_epochs=0)
+
+
+@pytest.mark.parametrize("keep_error", [True, False])
+def test_turning_signed_latents_around_exchanges_the_same(keep_error: bool) -> None:
+    pairs, _ = _pairs(50)
+    sign = torch.where(torch.arange(12) % 2 == 0, -1.0, 1.0)
+    mask = (torch.arange(12) < 7).float()
+    found = []
+    for turn in (torch.ones(12), sign):
+        sae = SAE(D, 12, AbsTopK(4), seed=3)
+        with torch.no_grad():
+            sae.W_dec.mul_(turn[:, None])
+            sae.W_enc.mul_(turn)
+        found.append(exchanged(sae, pairs.base, pairs.source, mask, keep_error=keep_error))
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert not torch.allclose(found[0], pairs.base, atol=1e-2)

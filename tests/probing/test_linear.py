@@ -139,3 +139,24 @@ def test_unusable_inputs_are_refused() -> None:
     bad[3, 3] = np.nan
     with pytest.raises(DataError, match="NaN"):
         fit_probe(bad, y)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_more_columns_than_rows_give_the_probe_of_least_weights_as_directly_fitted(
+    sparse: bool,
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(40, 90, generator=generator)
+    x *= torch.rand(40, 90, generator=generator) < 0.4
+    y = np.arange(40) % 2 == 0
+    design = Design.of(SparseCodes.from_dense(x) if sparse else x)
+    weights, bias = coefficients(design, y, 0.3)
+    std, mean = design.std(), np.zeros(90) if sparse else design.mean()
+    direct = LogisticRegression(C=0.3, class_weight="balanced", tol=1e-8, max_iter=5000)
+    direct.fit((x.double().numpy() - mean) / std, y)
+    assert np.allclose(weights * std, direct.coef_[0], atol=2e-3)
+    assert bias + float(mean @ weights) == pytest.approx(
+        float(np.ravel(direct.intercept_)[0]), abs=2e-3
+    )
