@@ -35,7 +35,7 @@ browser:  ## install the browser that the explorer's tests drive, where there is
 test: $(STAMP) browser  ## the tests, without those that need minutes
 	$(TESTS) -n 2
 
-test-slow: $(STAMP)  ## the tests that need the default model or minutes
+test-slow: $(STAMP) browser  ## the tests that need the default model or minutes
 	$(TESTS) -n 2 -m slow
 
 check: $(STAMP)  ## format, lint and types

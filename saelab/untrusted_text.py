@@ -1,7 +1,7 @@
 """Which characters of a model's or a corpus's text would act on a page, and how are they shown?"""
 
-import unicodedata
 from collections.abc import Mapping
+from unicodedata import category
 
 __all__ = ["LINE_MARKS", "spelled_out"]
 
@@ -23,10 +23,9 @@ def spelled_out(text: str, marks: Mapping[str, str] = LINE_MARKS) -> str:
     >>> spelled_out("a\u202eb\n"), spelled_out("a\n", marks={"\n": "\n"})
     ('a⟨202E⟩b↵', 'a\n')
     """
-    return "".join(marks.get(letter) or _shown(letter) for letter in text)
-
-
-def _shown(letter: str) -> str:
-    if unicodedata.category(letter) in _ACTING and letter != _JOINER:
-        return f"⟨{ord(letter):04X}⟩"
-    return letter
+    # One expression, because pages call it for every token they show.
+    return "".join(
+        marks.get(letter)
+        or (f"⟨{ord(letter):04X}⟩" if category(letter) in _ACTING and letter != _JOINER else letter)
+        for letter in text
+    )

@@ -174,6 +174,7 @@ def test_a_prompt_with_hostile_tokens_is_read(visit):
     keep(page, "prompt_read")
 
 
+@pytest.mark.slow
 def test_a_box_drawn_on_the_map_filters_the_table_and_is_in_the_address(visit):
     page = visit("/latents?run=topk")
     found = page.get_by_text("pick one to open it")

@@ -274,6 +274,7 @@ def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     BROWSER is None and not os.environ.get("CI"),
     reason="no Chromium was found; `make browser` installs Debian's",
 )
+@pytest.mark.slow
 def test_in_a_browser_a_click_chooses_a_node_and_a_button_gives_a_file(visit):  # noqa: F811
     page = visit("/circuits?run=set/layer_00&graph=graphs/whole&keep=90", "dark")
     assert page.locator('[data-testid="stException"], [data-testid="stAlert"]').count() == 0

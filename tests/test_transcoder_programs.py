@@ -221,7 +221,7 @@ def test_the_dimension_probe_prints_a_table_and_writes_a_page(acts, tmp_path, ca
     assert dimension_probe.main([str(acts), "--out", str(tmp_path / "p.html")]) == 0
     said = capsys.readouterr().out
     assert said.count("standardized") == 4 and "blocks.1.hook_mlp_out" in said
-    assert "share of the width" in (tmp_path / "p.html").read_text()
+    assert "share of the directions" in (tmp_path / "p.html").read_text()  # by layer
 
 
 def test_the_dimension_probe_measures_every_layer_of_a_model_as_it_does_a_store(

@@ -118,6 +118,7 @@ def test_a_process_killed_by_the_system_leaves_work_that_goes_on(reference, tmp_
     assert hashes(built(folder, fresh=True)) == hashes(reference)
 
 
+@pytest.mark.slow
 def test_two_processes_build_the_atlas_of_one(reference, tmp_path):
     folder = tmp_path / "two"
     arguments = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

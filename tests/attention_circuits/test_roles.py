@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from probes import head_roles as head_roles_program
 from saelab.activation_functions import AbsTopK
 from saelab.attention_circuits import (
     KINDS,
@@ -13,6 +14,7 @@ from saelab.attention_circuits import (
 )
 from saelab.circuits import LocalReplacement
 from saelab.errors import ConfigError, DataError, ShapeError
+from saelab.models import load_model
 from saelab.sae import SAE
 from tests import tiny_models
 from tests.attention_circuits.planted_induction import (
@@ -122,3 +124,22 @@ def test_bad_input_is_refused() -> None:
         silent.b_enc.fill_(-100.0)
     with pytest.raises(DataError, match="No latent is active"):
         head_roles(planted_induction(), silent, repeats(1)[0])
+
+
+def test_the_program_prints_a_line_for_every_head_and_one_for_chance(
+    tiny_model_folder, tiny_text_file, tmp_path, capsys
+) -> None:
+    model = load_model(str(tiny_model_folder))
+    hook = "blocks.1.attn.hook_z"
+    width = model.activations(torch.tensor([[1, 2]]), [hook])[hook].shape[-1]
+    sae = SAE(width, 24, hook=hook, metadata={"model": model.identity.to_json()})
+    sae.save(tmp_path / "run")
+    words = [str(tmp_path / "run"), "--model", str(tiny_model_folder), "--text"]
+    words += [str(tiny_text_file), "--rows", "3", "--length", "16", "--repeated"]
+    assert head_roles_program.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")]
+    assert len(rows) == 2 + decoder_shares(sae, len(rows) - 2).shape[1]
+    assert sum(float(row[1]) for row in rows[1:-1]) == pytest.approx(1.0, abs=0.02)
+    assert "3 rows of 15 tokens" in lines[0]
+    assert head_roles_program.main([*words[:-2], "--rows", "0"]) == 2
