@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             model, text_source(asked.text), length=asked.length, max_tokens=budget, seed=asked.seed
         )
         rows = text.ids[: asked.rows]
+        rows = repeated(rows) if asked.repeated else rows
         with Working("Running the model"):
-            found = head_roles(model, sae, repeated(rows) if asked.repeated else rows)
+            found = head_roles(model, sae, rows)
         say(f"{sae.hook}, {sae.d_sae:,} latents; {len(rows)} rows of {rows.shape[1]} tokens")
         for line in table(found, decoder_shares(sae, len(found)).mean(0)):
             say(line)

@@ -143,12 +143,12 @@ def test_cross_layer_weights_compute_the_sum_over_earlier_layers(jumps, tmp_path
 
 
 def joint(**settings: Any) -> CrossLayerTranscoder:
-    hooks = [[f"blocks.{layer}.{end}" for layer in range(3)] for end in ("mlp.hook_in", "out")]
+    hooks, hooks_out = (
+        [f"blocks.{layer}.{end}" for layer in range(3)] for end in ("mlp.hook_in", "hook_mlp_out")
+    )
     scales = [Normalization(scale_in=2.0**i, scale_out=0.5**i) for i in range(3)]
-    clt = CrossLayerTranscoder(
-        *hooks, **{"d_in": 6, "d_sae": 16, "k": 4, "selection": "joint", **settings},
-        normalizations=scales,
-    )  # fmt: skip
+    asked: dict[str, Any] = {"d_in": 6, "d_sae": 16, "k": 4, "selection": "joint", **settings}
+    clt = CrossLayerTranscoder(hooks, hooks_out, **asked, normalizations=scales)
     with torch.no_grad():
         for bias in (*clt.b_enc, *clt.b_dec):
             bias.normal_()
