@@ -56,6 +56,8 @@ KNOBS = {
     "p_annealing": ("l1", -1.0),
 }
 """Setting that moves L0 where k is none, and the slope of log L0 over its log to start with."""
+SETTINGS: dict[str, dict[str, Any]] = {"group_bias": {"rate": 0.1, "buffer_tokens": 4096}}
+"""Where a budget of a hundred steps asks for something else than a recipe's defaults."""
 TRIES = 6
 MEASURED = 20_000
 """Held-out tokens for FVU, L0 and dead latents."""
@@ -114,6 +116,7 @@ class Bench:
         arguments = self.arguments
         kind: Any = recipe_of(family)  # its own fields are not those of every recipe
         common: dict[str, Any] = {"d_sae": arguments.d_sae, "tokens": self.tokens}
+        common |= SETTINGS.get(family, {})
         fields = {field.name: field for field in dataclasses.fields(kind)}
         if "k" in fields:
             number = type(fields["k"].default)

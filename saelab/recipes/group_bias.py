@@ -37,6 +37,9 @@ class GroupBiasRecipe(Recipe):
     """The same for the last group."""
     buffer_tokens: int = 8192
     """Tokens between two moves of the biases."""
+    rate: float = 0.01
+    """How far a bias moves at a time, as a share of the latent's largest activation: up where it
+    was silent, down where it fired too often. A few hundred steps need more, such as 0.1."""
     output: Literal["relu", "jump"] = "relu"
     """Whether an active latent is what exceeds its bias, or its full length."""
 
@@ -55,6 +58,8 @@ class GroupBiasRecipe(Recipe):
             highest=self.highest,
             lowest=self.lowest,
             buffer_tokens=self.buffer_tokens,
+            up=self.rate,
+            down=self.rate,
         )
         return (GroupBias(config),)
 
